@@ -27,15 +27,14 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -57,7 +56,7 @@ class Args:
     """if toggled, this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"
     """the Weights and Biases project"""
-    wandb_entity: Optional[str] = None
+    wandb_entity: str | None = None
     """the entity (team) of the Weights and Biases project"""
 
     env_id: str = "CartPole-v1"
@@ -90,7 +89,7 @@ class Args:
     """learning rate of the critics and of the temperature"""
     anneal_lr: bool = False
     """if toggled, the learning rates fall linearly to zero over the run"""
-    max_grad_norm: Optional[float] = None
+    max_grad_norm: float | None = None
     """largest norm of the gradient, the two critics taken together and the actor apart; None for no clipping"""
 
     autotune: bool = True
@@ -134,33 +133,40 @@ def make_envs(args: Args, num_envs: int) -> gym.vector.VectorEnv:
 # Networks
 
 
-def mlp(observation_shape: tuple[int, ...], num_outputs: int) -> nn.Sequential:
-    """Two hidden layers of 256 units: (B, *observation_shape) -> (B, num_outputs)."""
-    inputs = int(np.prod(observation_shape))
+class Encoder(nn.Identity):
+    """What actor and critics share; vectors need none, so features are the observations: (B, D) -> (B, D)."""
+
+    def __init__(self, observation_shape: tuple[int, ...]):
+        super().__init__()
+        self.num_features = observation_shape[0]
+
+
+def mlp(num_features: int, num_outputs: int) -> nn.Sequential:
+    """Two hidden layers of 256 units: (B, num_features) -> (B, num_outputs)."""
     return nn.Sequential(
-        nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, num_outputs)
+        nn.Linear(num_features, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, num_outputs)
     )
 
 
 class Actor(nn.Module):
-    """The policy: float32 observations (B, *observation_shape) -> logits (B, A)."""
+    """The policy: float32 observations (B, D) -> logits (B, A)."""
 
-    def __init__(self, encoder: nn.Module, observation_shape: tuple[int, ...], num_actions: int):
+    def __init__(self, encoder: Encoder, num_actions: int):
         super().__init__()
         self.encoder = encoder
-        self.head = mlp(observation_shape, num_actions)
+        self.head = mlp(encoder.num_features, num_actions)
 
     def forward(self, observations: Tensor) -> Tensor:
         return self.head(self.encoder(observations))
 
 
 class SoftQNetwork(nn.Module):
-    """A critic: float32 observations (B, *observation_shape) -> soft Q-values of all actions (B, A)."""
+    """A critic: float32 observations (B, D) -> soft Q-values of all actions (B, A)."""
 
-    def __init__(self, encoder: nn.Module, observation_shape: tuple[int, ...], num_actions: int):
+    def __init__(self, encoder: Encoder, num_actions: int):
         super().__init__()
         self.encoder = encoder
-        self.head = mlp(observation_shape, num_actions)
+        self.head = mlp(encoder.num_features, num_actions)
 
     def forward(self, observations: Tensor) -> Tensor:
         return self.head(self.encoder(observations))
@@ -295,8 +301,8 @@ class ReplayBuffer:
 class Agent:
     """All that learning changes. `actor`, `qf1` and `qf2` map observations to (B, A)."""
 
-    encoder: nn.Module  # trained by the critics; the actor's gradient stops before it
-    encoder_target: nn.Module
+    encoder: Encoder  # trained by the critics; the actor's gradient stops before it
+    encoder_target: Encoder
     actor: Actor
     qf1: SoftQNetwork
     qf2: SoftQNetwork
@@ -325,7 +331,7 @@ def average_or_min(q1: Tensor, q2: Tensor, double_average: bool) -> Tensor:
     return (q1 + q2) / 2 if double_average else torch.minimum(q1, q2)
 
 
-def critic_loss(q: Tensor, q_target: Tensor, y: Tensor, clip_range: Optional[float]) -> Tensor:
+def critic_loss(q: Tensor, q_target: Tensor, y: Tensor, clip_range: float | None) -> Tensor:
     """Q-clip (Zhou et al. 2024): mean of max((Q - y)^2, (Q' + clip(Q - Q', -c, c) - y)^2), the maximum per sample.
 
     q, q_target, y (B,), in units of return; clip_range c > 0, or None for the plain squared error -> scalar.
@@ -339,7 +345,7 @@ def critic_loss(q: Tensor, q_target: Tensor, y: Tensor, clip_range: Optional[flo
     return error.mean()
 
 
-def clipped_fraction(q: Tensor, q_target: Tensor, y: Tensor, clip_range: Optional[float]) -> Tensor:
+def clipped_fraction(q: Tensor, q_target: Tensor, y: Tensor, clip_range: float | None) -> Tensor:
     """Share of the samples with |Q - Q'| > c whose clipped branch is the larger: those get no gradient.
 
     q, q_target, y (B,) -> scalar in [0, 1], 0 where clip_range is None
@@ -383,11 +389,11 @@ def temperature_loss(log_alpha: Tensor, entropy: Tensor, target_entropy: float) 
 
 def make_agent(args: Args, observation_shape: tuple[int, ...], num_actions: int, device: torch.device | str) -> Agent:
     """Networks, targets, temperature and optimisers on `device`, drawn from torch's global generator."""
-    encoder, encoder_target = nn.Identity(), nn.Identity()  # vectors need none
-    actor = Actor(encoder, observation_shape, num_actions).to(device)
-    qf1, qf2 = (SoftQNetwork(encoder, observation_shape, num_actions).to(device) for _ in range(2))
+    encoder, encoder_target = Encoder(observation_shape).to(device), Encoder(observation_shape).to(device)
+    actor = Actor(encoder, num_actions).to(device)
+    qf1, qf2 = (SoftQNetwork(encoder, num_actions).to(device) for _ in range(2))
     qf1_target, qf2_target = (
-        SoftQNetwork(encoder_target, observation_shape, num_actions).to(device).requires_grad_(False) for _ in range(2)
+        SoftQNetwork(encoder_target, num_actions).to(device).requires_grad_(False) for _ in range(2)
     )
     qf1_target.load_state_dict(qf1.state_dict())
     qf2_target.load_state_dict(qf2.state_dict())
@@ -413,7 +419,7 @@ def make_agent(args: Args, observation_shape: tuple[int, ...], num_actions: int,
     )
 
 
-def critic_parameters(encoder: nn.Module, qf1: SoftQNetwork, qf2: SoftQNetwork) -> list[Tensor]:
+def critic_parameters(encoder: Encoder, qf1: SoftQNetwork, qf2: SoftQNetwork) -> list[Tensor]:
     """What the critics' optimiser steps and the targets follow: the encoder once, then both heads."""
     return [*encoder.parameters(), *qf1.head.parameters(), *qf2.head.parameters()]
 
@@ -488,7 +494,7 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
     }
 
 
-def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: Optional[float]) -> None:
+def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float | None) -> None:
     """One step down the gradient of `loss`, whose norm over all of the optimiser's parameters is clipped."""
     optimizer.zero_grad()
     loss.backward()

@@ -1,0 +1,866 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "ale-py==0.12.1",
+#     "gymnasium==1.4.0",
+#     "numpy==2.4.6",
+#     "tensorboard==2.21.0",
+#     "torch==2.13.0",
+#     "tqdm==4.70.1",
+#     "tyro==1.0.17",
+# ]
+# ///
+"""Stable Discrete Soft Actor-Critic (SD-SAC) on Atari, in one file.
+
+    python sdsac_atari.py                                    BreakoutNoFrameskip-v4, on CUDA where there is one
+    python sdsac_atari.py --env-id ALE/Pong-v5 --seed 2      any game of the ALE (here with sticky actions)
+    python sdsac_atari.py --no-double-average --no-q-clip --no-entropy-penalty        vanilla discrete SAC
+    tensorboard --logdir runs                                the curves
+
+Sources: Zhou et al. 2024, "Revisiting Discrete Soft Actor-Critic" (TMLR, arXiv:2209.10081): the algorithm;
+Christodoulou 2019 (arXiv:1910.07207): SAC for discrete actions; Haarnoja et al. 2018 (arXiv:1812.05905): the tuned
+temperature; Mnih et al. 2015 (Nature 518): the network and the treatment of the games. B stands for the batch size,
+A for the number of actions, E for the number of environments; a step is an agent step, that is 4 frames of a game.
+"""
+
+import os
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from ale_py.vector_env import AtariVectorEnv
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+gym.register_envs(ale_py)
+
+LOG_FREQUENCY = 1_000  # agent steps between two entries of the losses in TensorBoard
+PROBE_PROBABILITY = 0.01  # chance per step that the diagnostics begin to follow a state-action pair
+FRAME_SKIP = 4  # frames that each action is repeated for; the last two are maxed
+CPU_BF16 = torch.cpu._is_avx512_bf16_supported()  # convolutions take half the time in bfloat16 where the CPU has it
+
+
+@dataclass
+class Args:
+    exp_name: str = os.path.basename(__file__)[: -len(".py")]
+    """the name of this experiment"""
+    seed: int = 1
+    """seed of the environments, the networks, the actions and the replay samples"""
+    torch_deterministic: bool = True
+    """if toggled, cuDNN uses deterministic algorithms only"""
+    cuda: bool = True
+    """if toggled, CUDA is used where it is available"""
+    track: bool = False
+    """if toggled, this experiment is tracked with Weights and Biases (`pip install wandb`)"""
+    wandb_project_name: str = "sdsac"
+    """the Weights and Biases project"""
+    wandb_entity: str | None = None
+    """the entity (team) of the Weights and Biases project"""
+
+    env_id: str = "BreakoutNoFrameskip-v4"
+    """the id of the game: *NoFrameskip-v4 (deterministic), *NoFrameskip-v0 or ALE/*-v5 (sticky actions)"""
+    total_timesteps: int = 5_000_000
+    """total agent steps of 4 frames, summed over the environments"""
+    num_envs: int = 8
+    """number of environments stepped side by side"""
+    buffer_size: int = 500_000
+    """capacity of the replay buffer in transitions of 7 kB, summed over the environments"""
+    gamma: float = 0.99
+    """the discount factor"""
+    n_step: int = 3
+    """steps of reward before the bootstrap; entropy enters only at the bootstrap, so n also scales its weight"""
+    tau: float = 0.005
+    """the share of the critics that flows into their targets at each target update"""
+    target_network_frequency: int = 1
+    """agent steps between target updates; with a value no larger than --update-frequency, every update moves them"""
+    batch_size: int = 64
+    """transitions per update"""
+    learning_starts: int = 10_000
+    """agent steps with uniformly random actions before the first update"""
+    update_frequency: int = 4
+    """agent steps between updates"""
+    gradient_steps: int = 1
+    """updates each time one is due"""
+    policy_lr: float = 1e-4
+    """learning rate of the actor"""
+    q_lr: float = 1e-4
+    """learning rate of the critics and of the temperature"""
+    anneal_lr: bool = False
+    """if toggled, the learning rates fall linearly to zero over the run"""
+    max_grad_norm: float | None = None
+    """largest norm of the gradient, the two critics taken together and the actor apart; None for no clipping"""
+
+    autotune: bool = False
+    """if toggled, the temperature is tuned to hold the policy's entropy at its target; otherwise it stays at --alpha"""
+    alpha: float = 0.01
+    """the temperature; with --autotune, its starting value"""
+    target_entropy_scale: float = 0.5
+    """target entropy as a share of log A, the entropy of the uniform policy; ignored with --no-autotune"""
+    double_average: bool = True
+    """if toggled, the twins' mean stands in the target and in the actor loss; otherwise their minimum (vanilla SAC)"""
+    q_clip: bool = True
+    """if toggled, critics are held near their targets by --clip-range; otherwise plain squared error (vanilla SAC)"""
+    clip_range: float = 0.5
+    """c of Q-clip, in units of return; ignored with --no-q-clip. Where the clipped branch wins the gradient is zero, so
+    Q can only move by about tau * c per update: keep that well above the size of the returns / number of updates"""
+    entropy_penalty: bool = True
+    """if toggled, the policy's entropy is held near the entropy it had when the transition was collected"""
+    beta: float = 0.5
+    """weight of the entropy penalty; ignored with --no-entropy-penalty"""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Environments
+
+
+def make_envs(args: Args, num_envs: int, num_threads: int = 0) -> AtariVectorEnv:
+    """`num_envs` games stepped by ALE in C++ threads: observations (E, 4, 84, 84) uint8, rewards (E,) int32.
+
+    A lost life sets `terminated` and the game goes on. After the step that ends a game comes a step that only resets
+    (NEXT_STEP): its action is ignored, and the observation it is taken from is the true last one of the game. ALE's
+    own `episodic_life` would restart the game at each lost life, and its `reward_clipping` would lose the score.
+    """
+    kwargs = gym.spec(args.env_id).kwargs
+    return AtariVectorEnv(
+        kwargs["game"],
+        num_envs,
+        num_threads=num_threads or min(num_envs, usable_cores()),
+        max_num_frames_per_episode=kwargs["max_num_frames_per_episode"],
+        repeat_action_probability=kwargs["repeat_action_probability"],
+        full_action_space=kwargs["full_action_space"],
+        frameskip=FRAME_SKIP,
+        life_loss_info=True,
+        reward_clipping=False,
+        autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP,
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which a container or a scheduler can have made fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_env_id(env_id: str) -> None:
+    """Refuses what is not a game of the ALE with a fixed frame skip."""
+    try:
+        kwargs = gym.spec(env_id).kwargs
+    except gym.error.Error as error:
+        refuse(f"--env-id {env_id}: {error}")
+    if "game" not in kwargs:
+        refuse(f"--env-id {env_id}: not an Atari game; sdsac_classic.py takes vector observations")
+    if not isinstance(kwargs["frameskip"], int):
+        name = env_id.rsplit("-", 1)[0]
+        refuse(f"--env-id {env_id}: its frame skip is random; use {name}NoFrameskip-{env_id.rsplit('-', 1)[1]}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+class Encoder(nn.Module):
+    """The NatureCNN that actor and critics share: pixels (B, 4, 84, 84) uint8 -> features (B, 512) float32."""
+
+    num_features = 512
+
+    def __init__(self, observation_shape: tuple[int, ...]):
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Conv2d(observation_shape[0], 32, 8, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, stride=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * 7 * 7, self.num_features),
+            nn.ReLU(),
+        ).to(memory_format=torch.channels_last)  # four times faster on a CPU
+
+    def forward(self, observations: Tensor) -> Tensor:
+        bf16 = CPU_BF16 and observations.device.type == "cpu"
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            pixels = observations.to(torch.bfloat16 if bf16 else torch.float32, memory_format=torch.channels_last)
+            return self.network(pixels / 255).float()
+
+
+class Actor(nn.Module):
+    """The policy: pixels (B, 4, 84, 84) uint8 -> logits (B, A).
+
+    Linear in the critics' features, as the logits of its optimum, Q / alpha, are.
+    """
+
+    def __init__(self, encoder: Encoder, num_actions: int):
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.num_features, num_actions)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.head(self.encoder(observations))
+
+
+class SoftQNetwork(nn.Module):
+    """A critic: pixels (B, 4, 84, 84) uint8 -> soft Q-values of all actions (B, A)."""
+
+    def __init__(self, encoder: Encoder, num_actions: int):
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.num_features, num_actions)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.head(self.encoder(observations))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Replay buffer
+
+
+class Batch(NamedTuple):
+    """Transitions as the update takes them; `observations` are of the buffer's dtype."""
+
+    observations: Tensor  # (B, *observation_shape)
+    actions: Tensor  # (B,) int64
+    rewards: Tensor  # (B,) float32: sum of gamma^i r_{t+i} over the k <= n steps taken
+    discounts: Tensor  # (B,) float32: gamma^k, or 0 if the last of the k steps terminated
+    next_observations: Tensor  # (B, *observation_shape): the observation k steps on
+    old_entropies: Tensor  # (B,) float32: entropy in nats of the policy that drew the action
+
+
+class ReplayBuffer:
+    """Ring of vector steps that keeps, with each transition, the entropy of the policy that collected it.
+
+    Row s of environment e holds the newest frame of the observation that step s started from; stacks are put together
+    when sampled. The next observation of a row is the observation of the row after it, so each frame is stored once;
+    after a game's end that next row is the one that only reset the environment, which is never sampled itself.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        num_envs: int,
+        observation_shape: tuple[int, ...],
+        n_step: int,
+        gamma: float,
+        device: torch.device | str = "cpu",
+        seed: int | np.random.SeedSequence = 0,
+    ):
+        """`size` is in transitions, summed over `num_envs`; batches are made on `device`, where the frames are kept too
+        if they fit."""
+        self.num_envs, self.n_step, self.device = num_envs, n_step, torch.device(device)
+        self.rows = size // num_envs  # a row is one step of all environments
+        self.stack, *self.frame_shape = observation_shape
+        count = self.rows * num_envs + 1  # the last one stays black: what a stack shows before a game's first frame
+        on_device = self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] > 1.2 * count * 84 * 84
+        self.frames = torch.empty(
+            (count, *self.frame_shape), dtype=torch.uint8, device=self.device if on_device else "cpu"
+        )
+        self.frames[-1] = 0
+        self.ages = np.zeros(self.rows * num_envs, np.uint8)  # frames of the game before this one, up to a full stack
+        self.age = np.zeros(num_envs, np.uint8)
+        self.actions = np.zeros(self.rows * num_envs, np.uint8)
+        self.rewards = np.zeros(self.rows * num_envs, np.float32)
+        self.entropies = np.zeros(self.rows * num_envs, np.float32)
+        self.terminated = np.zeros(self.rows * num_envs, bool)
+        self.ended = np.zeros(self.rows * num_envs, bool)  # terminated or truncated: no chain goes on from here
+        self.resets = np.zeros(self.rows * num_envs, bool)
+        self.steps = 0  # vector steps ever added
+        self.discounts = gamma ** np.arange(n_step + 1)
+        self.rng = np.random.default_rng(seed)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory once the ring is full."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray | Tensor))
+
+    def add(self, observations, actions, rewards, terminated, truncated, entropies, resets) -> None:
+        """Stores one step of all environments, each argument with leading axis E.
+
+        `rewards` are the learner's; `entropies`, in nats, are of the policies that drew `actions`; `resets` marks
+        environments that this step only reset.
+        """
+        row = self.steps % self.rows
+        here = slice(row * self.num_envs, (row + 1) * self.num_envs)
+        self.frames[here] = torch.from_numpy(observations[:, -1]).to(self.frames.device)
+        self.ages[here] = self.age
+        self.age = np.where(resets, 0, np.minimum(self.age + 1, self.stack - 1))
+        self.actions[here] = actions
+        self.rewards[here] = rewards
+        self.entropies[here] = entropies
+        self.terminated[here] = terminated
+        self.ended[here] = terminated | truncated
+        self.resets[here] = resets
+        self.steps += 1
+
+    def index(self, steps, envs):
+        """Where step `steps` of environment `envs` is stored."""
+        return steps % self.rows * self.num_envs + envs
+
+    def chains(self, steps, envs):
+        """The n-step chains from (steps, envs), both (B,): their rows (B, n), lengths k (B,), and which are complete.
+
+        A chain is complete, and its transition valid, if it starts at a real step, whose stack of frames is still in
+        the ring, and ended in termination or has the observation that it bootstraps from.
+        """
+        window = steps[:, None] + np.arange(self.n_step)
+        rows = self.index(window, envs[:, None])
+        ends = self.ended[rows] & (window < self.steps)  # beyond the newest step lie the oldest
+        lengths = np.where(ends.any(1), ends.argmax(1) + 1, self.n_step)
+        last = self.index(steps + lengths - 1, envs)
+        stored = steps + lengths < self.steps
+        terminated = self.terminated[last] & (steps + lengths <= self.steps)
+        stacked = steps - self.ages[rows[:, 0]] >= self.steps - self.rows
+        return rows, lengths, terminated, (stored | terminated) & stacked & ~self.resets[rows[:, 0]]
+
+    def draw(self, batch_size: int):
+        """`batch_size` valid (step, environment) pairs, uniformly and with replacement, and their chains."""
+        oldest = max(0, self.steps - self.rows)
+        drawn = self.rng.integers(oldest * self.num_envs, self.steps * self.num_envs, batch_size)
+        while True:
+            steps, envs = drawn // self.num_envs, drawn % self.num_envs
+            rows, lengths, terminated, valid = self.chains(steps, envs)
+            if valid.all():
+                return steps, envs, rows, lengths, terminated
+            again = self.rng.integers(oldest * self.num_envs, self.steps * self.num_envs, (~valid).sum())
+            drawn[~valid] = again
+
+    def stacks(self, steps, envs) -> Tensor:
+        """The observations at (steps, envs), both (B,): (B, 4, 84, 84) uint8 on the buffer's device."""
+        back = np.arange(self.stack)[::-1]
+        shown = back <= self.ages[self.index(steps, envs)][:, None]
+        frames = np.where(shown, self.index(steps[:, None] - back, envs[:, None]), len(self.frames) - 1)
+        indices = torch.from_numpy(frames.ravel()).to(self.frames.device)
+        return self.frames[indices].view(-1, self.stack, *self.frame_shape).to(self.device)
+
+    def sample(self, batch_size: int) -> Batch:
+        """`batch_size` transitions, drawn uniformly with replacement from all valid ones."""
+        steps, envs, rows, lengths, terminated = self.draw(batch_size)
+        taken = np.arange(self.n_step) < lengths[:, None]
+        rewards = (self.rewards[rows] * taken) @ self.discounts[:-1]
+        discounts = np.where(terminated, 0.0, self.discounts[lengths])
+        successors = np.minimum(steps + lengths, self.steps - 1)
+
+        def to_device(array, dtype=None):
+            return torch.from_numpy(array).to(self.device, dtype)
+
+        return Batch(
+            self.stacks(steps, envs),
+            to_device(self.actions[rows[:, 0]], torch.int64),
+            to_device(rewards, torch.float32),
+            to_device(discounts, torch.float32),
+            self.stacks(successors, envs),
+            to_device(self.entropies[rows[:, 0]]),
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Losses and update
+
+
+@dataclass
+class Agent:
+    """All that learning changes. `actor`, `qf1` and `qf2` map observations to (B, A)."""
+
+    encoder: Encoder  # trained by the critics; the actor's gradient stops before it
+    encoder_target: Encoder
+    actor: Actor
+    qf1: SoftQNetwork
+    qf2: SoftQNetwork
+    qf1_target: SoftQNetwork
+    qf2_target: SoftQNetwork
+    log_alpha: Tensor  # 0-d
+    actor_optimizer: torch.optim.Optimizer
+    q_optimizer: torch.optim.Optimizer
+    a_optimizer: torch.optim.Optimizer
+    target_step: Tensor  # 0-d: the share of the critics that flows into the targets at the next update, tau or 0
+
+
+def soft_value(q: Tensor, log_pi: Tensor, alpha: Tensor | float) -> Tensor:
+    """V(s) = sum_a pi(a|s) [Q(s,a) - alpha log pi(a|s)], exact over the actions (Christodoulou 2019).
+
+    q (B, A), log_pi (B, A), alpha scalar -> (B,)
+    """
+    return (log_pi.exp() * (q - alpha * log_pi)).sum(1)
+
+
+def average_or_min(q1: Tensor, q2: Tensor, double_average: bool) -> Tensor:
+    """Double average (Zhou et al. 2024): the twins' mean, which does not under-estimate; or the minimum of SAC.
+
+    (B, A), (B, A) -> (B, A)
+    """
+    return (q1 + q2) / 2 if double_average else torch.minimum(q1, q2)
+
+
+def critic_loss(q: Tensor, q_target: Tensor, y: Tensor, clip_range: float | None) -> Tensor:
+    """Q-clip (Zhou et al. 2024): mean of max((Q - y)^2, (Q' + clip(Q - Q', -c, c) - y)^2), the maximum per sample.
+
+    q, q_target, y (B,), in units of return; clip_range c > 0, or None for the plain squared error -> scalar.
+    Only q gets a gradient.
+    """
+    q_target, y = q_target.detach(), y.detach()
+    error = (q - y).square()
+    if clip_range is not None:
+        q_clipped = q_target + (q - q_target).clamp(-clip_range, clip_range)
+        error = torch.maximum(error, (q_clipped - y).square())
+    return error.mean()
+
+
+def clipped_fraction(q: Tensor, q_target: Tensor, y: Tensor, clip_range: float | None) -> Tensor:
+    """Share of the samples with |Q - Q'| > c whose clipped branch is the larger: those get no gradient.
+
+    q, q_target, y (B,) -> scalar in [0, 1], 0 where clip_range is None
+    """
+    if clip_range is None:
+        return torch.zeros((), device=q.device)
+    q_clipped = q_target + (q - q_target).clamp(-clip_range, clip_range)
+    outside = (q - q_target).abs() > clip_range
+    return (outside & ((q_clipped - y).square() > (q - y).square())).float().mean()
+
+
+def actor_loss(log_pi: Tensor, q: Tensor, alpha: Tensor | float, old_entropy: Tensor, beta: float) -> Tensor:
+    """mean sum_a pi(a|s) [alpha log pi(a|s) - Q(s,a)] + beta 1/2 mean (H_old - H)^2 (Zhou et al. 2024).
+
+    log_pi (B, A), q (B, A), alpha scalar, old_entropy (B,) in nats, beta 0 for no penalty -> scalar.
+    Only log_pi gets a gradient.
+    """
+    loss = -soft_value(q.detach(), log_pi, alpha).mean()
+    if beta:
+        loss = loss + entropy_penalty(log_pi, old_entropy, beta)
+    return loss
+
+
+def entropy_penalty(log_pi: Tensor, old_entropy: Tensor, beta: float) -> Tensor:
+    """beta 1/2 mean (H_old - H)^2: (B, A), (B,) in nats -> scalar. Only log_pi gets a gradient."""
+    return beta * 0.5 * (old_entropy.detach() - entropy_of(log_pi)).square().mean()
+
+
+def entropy_of(log_pi: Tensor) -> Tensor:
+    """Entropy in nats of categorical distributions: (B, A) -> (B,)"""
+    return -(log_pi.exp() * log_pi).sum(1)
+
+
+def temperature_loss(log_alpha: Tensor, entropy: Tensor, target_entropy: float) -> Tensor:
+    """log(alpha) mean(H - H_target) (Haarnoja et al. 2018): raises alpha while the entropy is below its target.
+
+    log_alpha scalar, entropy (B,) in nats -> scalar. Only log_alpha gets a gradient.
+    """
+    return (log_alpha * (entropy.detach() - target_entropy)).mean()
+
+
+def make_agent(args: Args, observation_shape: tuple[int, ...], num_actions: int, device: torch.device | str) -> Agent:
+    """Networks, targets, temperature and optimisers on `device`, drawn from torch's global generator."""
+    encoder, encoder_target = Encoder(observation_shape).to(device), Encoder(observation_shape).to(device)
+    actor = Actor(encoder, num_actions).to(device)
+    qf1, qf2 = (SoftQNetwork(encoder, num_actions).to(device) for _ in range(2))
+    qf1_target, qf2_target = (
+        SoftQNetwork(encoder_target, num_actions).to(device).requires_grad_(False) for _ in range(2)
+    )
+    qf1_target.load_state_dict(qf1.state_dict())
+    qf2_target.load_state_dict(qf2.state_dict())
+    log_alpha = torch.full((), np.log(args.alpha), dtype=torch.float32, device=device, requires_grad=args.autotune)
+
+    def adam(parameters, lr):  # the rate is a tensor, so that a captured CUDA graph follows it
+        lr = torch.tensor(lr, device=device)
+        return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)
+
+    return Agent(
+        encoder=encoder,
+        encoder_target=encoder_target,
+        actor=actor,
+        qf1=qf1,
+        qf2=qf2,
+        qf1_target=qf1_target,
+        qf2_target=qf2_target,
+        log_alpha=log_alpha,
+        actor_optimizer=adam(actor.head.parameters(), args.policy_lr),
+        q_optimizer=adam(critic_parameters(encoder, qf1, qf2), args.q_lr),
+        a_optimizer=adam([log_alpha], args.q_lr),
+        target_step=torch.tensor(args.tau, device=device),
+    )
+
+
+def critic_parameters(encoder: Encoder, qf1: SoftQNetwork, qf2: SoftQNetwork) -> list[Tensor]:
+    """What the critics' optimiser steps and the targets follow: the encoder once, then both heads."""
+    return [*encoder.parameters(), *qf1.head.parameters(), *qf2.head.parameters()]
+
+
+def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
+    """One update of Algorithm 1 (Zhou et al. 2024): critics, actor, temperature, targets.
+
+    All losses are taken at the weights before the update. Returns the metrics, by TensorBoard tag, as 0-d tensors on
+    the agent's device; nothing here waits for the device.
+    """
+    clip_range = args.clip_range if args.q_clip else None
+    beta = args.beta if args.entropy_penalty else 0.0
+    alpha = agent.log_alpha.detach().exp()
+    actions = batch.actions.unsqueeze(1)  # (B, 1)
+
+    # Target y = r + gamma^n (1 - terminated) V'(s'), and Q'_i(s, a) for the clipping
+    with torch.no_grad():
+        next_log_pi = F.log_softmax(agent.actor.head(agent.encoder(batch.next_observations)), dim=1)  # (B, A)
+        next_features = agent.encoder_target(batch.next_observations)
+        next_q1, next_q2 = agent.qf1_target.head(next_features), agent.qf2_target.head(next_features)  # (B, A)
+        next_v = soft_value(average_or_min(next_q1, next_q2, args.double_average), next_log_pi, alpha)
+        y = batch.rewards + batch.discounts * next_v  # (B,)
+        features = agent.encoder_target(batch.observations)
+        q1_target = agent.qf1_target.head(features).gather(1, actions).squeeze(1)  # (B,)
+        q2_target = agent.qf2_target.head(features).gather(1, actions).squeeze(1)
+
+    # Critics
+    features = agent.encoder(batch.observations)
+    q1, q2 = agent.qf1.head(features), agent.qf2.head(features)  # (B, A)
+    q1_taken, q2_taken = q1.gather(1, actions).squeeze(1), q2.gather(1, actions).squeeze(1)  # (B,)
+    qf1_loss = critic_loss(q1_taken, q1_target, y, clip_range)
+    qf2_loss = critic_loss(q2_taken, q2_target, y, clip_range)
+    step(agent.q_optimizer, qf1_loss + qf2_loss, args.max_grad_norm)
+
+    # Actor
+    log_pi = F.log_softmax(agent.actor.head(features.detach()), dim=1)  # (B, A)
+    q = average_or_min(q1, q2, args.double_average)
+    policy_loss = actor_loss(log_pi, q, alpha, batch.old_entropies, beta)
+    step(agent.actor_optimizer, policy_loss, args.max_grad_norm)
+
+    # Temperature
+    entropy = entropy_of(log_pi.detach())  # (B,)
+    alpha_loss = torch.zeros_like(alpha)
+    if args.autotune:
+        target_entropy = args.target_entropy_scale * np.log(log_pi.shape[1])
+        alpha_loss = temperature_loss(agent.log_alpha, entropy, target_entropy)
+        step(agent.a_optimizer, alpha_loss, None)
+
+    # Targets: Q' <- tau Q + (1 - tau) Q'
+    with torch.no_grad():
+        online = critic_parameters(agent.encoder, agent.qf1, agent.qf2)
+        target = critic_parameters(agent.encoder_target, agent.qf1_target, agent.qf2_target)
+        torch._foreach_lerp_(target, online, [agent.target_step] * len(target))
+
+    return {
+        "losses/qf1_values": q1_taken.detach().mean(),
+        "losses/qf2_values": q2_taken.detach().mean(),
+        "losses/qf1_loss": qf1_loss.detach(),
+        "losses/qf2_loss": qf2_loss.detach(),
+        "losses/qf_loss": (qf1_loss + qf2_loss).detach() / 2,
+        "losses/actor_loss": policy_loss.detach(),
+        "losses/alpha": alpha,
+        "losses/alpha_loss": alpha_loss.detach(),
+        "losses/entropy_penalty": entropy_penalty(log_pi.detach(), batch.old_entropies, beta),
+        "losses/q_clip_fraction": (
+            clipped_fraction(q1_taken.detach(), q1_target, y, clip_range)
+            + clipped_fraction(q2_taken.detach(), q2_target, y, clip_range)
+        )
+        / 2,
+        "policy/entropy": entropy.mean(),
+        "policy/old_entropy": batch.old_entropies.mean(),
+    }
+
+
+def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float | None) -> None:
+    """One step down the gradient of `loss`, whose norm over all of the optimiser's parameters is clipped."""
+    optimizer.zero_grad()
+    loss.backward()
+    if max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
+    optimizer.step()
+
+
+@torch.no_grad()
+def act(actor: Actor, observations: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Actions drawn from the policy, (E,) int64, and its entropies in nats, (E,), from one forward pass."""
+    log_pi = F.log_softmax(actor(observations), dim=1)
+    noise = torch.empty_like(log_pi).exponential_(generator=generator)
+    return (log_pi - noise.log()).argmax(1), entropy_of(log_pi)  # Gumbel-max: no check of arguments, no waiting
+
+
+class ReturnProbe:
+    """Follows one state-action pair at a time: what the critics predicted and what really followed.
+
+    The prediction is the twins' mean at collection. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1}
+    gamma^{jn} H_{t+jn}, for a soft Q contains the entropy at each bootstrap; up to termination as the learner sees it,
+    or to truncation, where gamma^k V of the last observation stands for the rest.
+    """
+
+    def __init__(self, args: Args, seed: np.random.SeedSequence):
+        self.args, self.rng = args, np.random.default_rng(seed)
+        self.length = 0  # steps followed so far; 0 while none is
+        self.predicted = self.followed = self.alpha = 0.0
+
+    @torch.no_grad()
+    def follow(self, agent, observation, action, reward, terminated, truncated, entropy, next_observation):
+        """Takes one real step: observations (1, ...) on the agent's device, the rest scalars.
+
+        Returns (predicted, followed) when the pair's chain has ended, else None.
+        """
+        gamma, n_step = self.args.gamma, self.args.n_step
+        if self.length == 0:
+            if self.rng.random() >= PROBE_PROBABILITY:
+                return None
+            q = (agent.qf1(observation) + agent.qf2(observation)) / 2
+            self.predicted, self.followed, self.alpha = q[0, action].item(), 0.0, agent.log_alpha.exp().item()
+        elif self.length % n_step == 0:
+            self.followed += gamma**self.length * self.alpha * entropy
+        self.followed += gamma**self.length * reward
+        self.length += 1
+        if not (terminated or truncated):
+            return None
+        if not terminated:
+            log_pi = F.log_softmax(agent.actor(next_observation), dim=1)
+            q = (agent.qf1(next_observation) + agent.qf2(next_observation)) / 2
+            self.followed += gamma**self.length * soft_value(q, log_pi, self.alpha).item()
+        self.length = 0
+        return self.predicted, self.followed
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+
+class GameTracker:
+    """Tells lost lives from ended games, and sums up whole games: raw score and agent steps.
+
+    Neither `terminated` (also set at a lost life) nor `lives` (0 throughout Pong, 1 at the end of Asterix) says that a
+    game has ended. What does is the reset in the step after: the game's frame number falls back.
+    """
+
+    def __init__(self, infos: dict):
+        self.frame_numbers = infos["episode_frame_number"]
+        self.ended = np.zeros(len(self.frame_numbers), bool)
+        self.returns = np.zeros(len(self.frame_numbers))
+        self.lengths = np.zeros(len(self.frame_numbers), int)
+
+    def step(self, rewards, terminated, truncated, infos) -> tuple[np.ndarray, list[tuple[int, float, int]]]:
+        """Takes what the environments returned. Returns `resets`, (E,) bool: environments that this step only reset;
+        and for each of them (index, score, length) of the game that had ended with the step before.
+        """
+        resets = self.ended & (infos["episode_frame_number"] <= self.frame_numbers)
+        games = [(int(i), float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(resets)]
+        self.returns = np.where(resets, 0, self.returns + rewards)
+        self.lengths = np.where(resets, 0, self.lengths + 1)
+        self.frame_numbers = infos["episode_frame_number"]
+        self.ended = terminated | truncated
+        return resets, games
+
+
+@torch.no_grad()
+def evaluate(actor: Actor, args: Args, episodes: int, greedy: bool, seed: int) -> np.ndarray:
+    """Raw scores of `episodes` whole games, (episodes,) float64, greedy or sampled, in environments of their own.
+
+    Every environment plays its quota: stopping at the first so many games to finish would favour short ones.
+    """
+    num_envs = min(episodes, 10)
+    quota = np.array([len(part) for part in np.array_split(np.arange(episodes), num_envs)])
+    envs = make_envs(args, num_envs)
+    device = next(actor.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    observations, infos = envs.reset(seed=environment_seeds(np.random.SeedSequence(seed), num_envs))
+    tracker = GameTracker(infos)
+    returns, played = [], np.zeros(num_envs, int)
+    while (played < quota).any():
+        inputs = torch.as_tensor(observations, device=device)
+        actions = actor(inputs).argmax(1) if greedy else act(actor, inputs, generator)[0]
+        observations, rewards, terminated, truncated, infos = envs.step(actions.cpu().numpy())
+        _, games = tracker.step(rewards, terminated, truncated, infos)
+        for i, game_return, _ in games:
+            if played[i] < quota[i]:
+                returns.append(game_return)
+            played[i] += 1
+    envs.close()
+    return np.array(returns, np.float64)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def save_agent(agent: Agent, args: Args, observation_shape: tuple[int, ...], num_actions: int, path: Path) -> None:
+    """Writes the trained networks with what is needed to build them again; the file's presence marks a finished run."""
+    state = {
+        "args": asdict(args),
+        "observation_shape": observation_shape,
+        "num_actions": num_actions,
+        "actor": agent.actor.state_dict(),
+        "qf1": agent.qf1.state_dict(),
+        "qf2": agent.qf2.state_dict(),
+    }
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def load_agent(path: Path, device: torch.device | str) -> tuple[Agent, Args]:
+    """The agent of `save_agent` on `device` and the arguments that it was trained with."""
+    state = torch.load(path, map_location=device, weights_only=True)
+    args = Args(**state["args"])
+    agent = make_agent(args, tuple(state["observation_shape"]), state["num_actions"], device)
+    agent.actor.load_state_dict(state["actor"])
+    agent.qf1.load_state_dict(state["qf1"])
+    agent.qf2.load_state_dict(state["qf2"])
+    return agent, args
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def environment_seeds(seeds: np.random.SeedSequence, num_envs: int) -> np.ndarray:
+    """One 31-bit seed per environment. Consecutive ones would make runs of neighbouring seeds share environments."""
+    return (seeds.generate_state(num_envs) & 0x7FFFFFFF).astype(np.int64)
+
+
+def refuse(message: str) -> None:
+    """Ends the program for bad input: one line, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def make_run_dir(args: Args) -> Path:
+    """runs/{env_id}__{exp_name}__{seed}__{time}, with a suffix where that exists already."""
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
+    for suffix in ["", *(f"-{k}" for k in range(2, 1000))]:
+        run_dir = Path("runs") / (name + suffix)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=False)
+            return run_dir
+        except FileExistsError:
+            continue
+    raise FileExistsError(run_dir)
+
+
+def make_writer(args: Args, run_dir: Path) -> SummaryWriter:
+    """TensorBoard in `run_dir`, copied to Weights and Biases with --track; the arguments as a table of text."""
+    if args.track:
+        import wandb
+
+        wandb.init(
+            project=args.wandb_project_name,
+            entity=args.wandb_entity,
+            sync_tensorboard=True,
+            config=asdict(args),
+            name=run_dir.name,
+            dir=run_dir,
+        )
+    writer = SummaryWriter(run_dir)
+    rows = "\n".join(f"|{key}|{value}|" for key, value in asdict(args).items())
+    writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
+    return writer
+
+
+def train(args: Args) -> Path:
+    """Trains from scratch and returns the run's directory."""
+    check_env_id(args.env_id)
+    envs = make_envs(args, args.num_envs)
+    observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    run_dir = make_run_dir(args)
+    writer = make_writer(args, run_dir)
+
+    seeds = np.random.SeedSequence(args.seed)
+    warm_up_seed, buffer_seed, probe_seed = seeds.spawn(3)
+    torch.manual_seed(args.seed)
+    generator = torch.Generator(device).manual_seed(args.seed)
+    warm_up_rng = np.random.default_rng(warm_up_seed)
+    agent = make_agent(args, observation_shape, num_actions, device)
+    buffer = ReplayBuffer(
+        args.buffer_size, args.num_envs, observation_shape, args.n_step, args.gamma, device, buffer_seed
+    )
+    probe = ReturnProbe(args, probe_seed)
+
+    tuned = f"tuned from {args.alpha} to entropy {args.target_entropy_scale * np.log(num_actions):.3f}"
+    sticky = gym.spec(args.env_id).kwargs["repeat_action_probability"]
+    print(
+        f"environment: {args.env_id}, {args.num_envs} at a time, {num_actions} actions, sticky with probability "
+        f"{sticky}, frame skip {FRAME_SKIP}\n"
+        f"protocol: scores are raw and of whole games; the learner's rewards are clipped to [-1, 1], and a lost life ends "
+        f"its bootstrapping, not the game\n"
+        f"alpha: {tuned if args.autotune else f'fixed at {args.alpha}'} (uniform policy: {np.log(num_actions):.3f})\n"
+        f"replay buffer: {args.buffer_size:,} transitions, {buffer.nbytes / 1e9:.2f} GB on {buffer.frames.device}\n"
+        f"device: {device}; writing to {run_dir}"
+    )
+    if device.type == "cpu":
+        print("no CUDA: expect some hundred steps per second on a few cores, and hours for a million steps")
+
+    observations, infos = envs.reset(seed=environment_seeds(seeds, args.num_envs))
+    tracker = GameTracker(infos)
+    global_step = updates = logged = 0
+    last_returns = deque(maxlen=20)
+    metrics, log_time, log_step = {}, time.perf_counter(), 0
+    bar = tqdm(total=args.total_timesteps, unit="step", disable=None, dynamic_ncols=True)  # None: only on a terminal
+    while global_step < args.total_timesteps:
+        # Act
+        inputs = torch.from_numpy(observations).to(device)
+        if global_step < args.learning_starts:
+            actions = warm_up_rng.integers(num_actions, size=args.num_envs)
+            entropies = np.full(args.num_envs, np.log(num_actions))
+        else:
+            actions, entropies = (result.cpu().numpy() for result in act(agent.actor, inputs, generator))
+        envs.send(actions)
+
+        # Learn while the games run on: as many updates as are due, whatever the number of environments
+        due = max(0, global_step - args.learning_starts) // args.update_frequency * args.gradient_steps
+        while updates < due:
+            update_step = args.learning_starts + (updates // args.gradient_steps + 1) * args.update_frequency
+            set_schedules(agent, args, update_step)
+            metrics = update(agent, buffer.sample(args.batch_size), args)
+            updates += 1
+
+        # Observe
+        next_observations, scores, terminated, truncated, infos = envs.recv()
+        resets, games = tracker.step(scores, terminated, truncated, infos)
+        rewards = np.clip(scores, -1, 1)
+        buffer.add(observations, actions, rewards, terminated, truncated, entropies, resets)
+        global_step += int((~resets).sum())  # a step that only resets is no agent step
+
+        for _, game_return, game_length in games:
+            last_returns.append(game_return)
+            writer.add_scalar("charts/episodic_return", game_return, global_step)
+            writer.add_scalar("charts/episodic_length", game_length, global_step)
+        if global_step > args.learning_starts and not resets[0]:
+            next_inputs = torch.from_numpy(next_observations[:1]).to(device)
+            pair = probe.follow(
+                agent, inputs[:1], actions[0], rewards[0], terminated[0], truncated[0], entropies[0], next_inputs
+            )
+            if pair:
+                writer.add_scalar("diagnostics/q_predicted", pair[0], global_step)
+                writer.add_scalar("diagnostics/q_monte_carlo", pair[1], global_step)
+        observations = next_observations
+
+        # Log
+        if metrics and global_step // LOG_FREQUENCY > logged:
+            logged = global_step // LOG_FREQUENCY
+            now = time.perf_counter()
+            writer.add_scalar("charts/SPS", (global_step - log_step) / (now - log_time), global_step)
+            log_time, log_step = now, global_step
+            for tag, value in metrics.items():
+                writer.add_scalar(tag, value.item(), global_step)
+        bar.update(global_step - bar.n)
+        if last_returns:
+            bar.set_postfix(return_of_last_20=f"{np.mean(last_returns):.1f}", refresh=False)
+    bar.close()
+    envs.close()
+    writer.close()
+    save_agent(agent, args, observation_shape, num_actions, run_dir / "agent.pt")
+    return run_dir
+
+
+def set_schedules(agent: Agent, args: Args, update_step: int) -> None:
+    """Sets what changes from update to update, for the update that is due at agent step `update_step`."""
+    due_before = (update_step - args.update_frequency) // args.target_network_frequency
+    moves = update_step // args.target_network_frequency > due_before
+    agent.target_step.fill_(args.tau if moves else 0.0)
+    if args.anneal_lr:
+        remaining = 1 - update_step / args.total_timesteps
+        agent.actor_optimizer.param_groups[0]["lr"].fill_(args.policy_lr * remaining)
+        agent.q_optimizer.param_groups[0]["lr"].fill_(args.q_lr * remaining)
+        agent.a_optimizer.param_groups[0]["lr"].fill_(args.q_lr * remaining)
+
+
+if __name__ == "__main__":
+    print(f"done: {train(tyro.cli(Args))}")
