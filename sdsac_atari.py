@@ -189,8 +189,8 @@ class Encoder(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         bf16 = CPU_BF16 and observations.device.type == "cpu"
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            pixels = observations.to(torch.bfloat16 if bf16 else torch.float32, memory_format=torch.channels_last)
-            return self.network(pixels / 255).float()
+            pixels = observations.to(torch.bfloat16 if bf16 else torch.float32).div_(255)
+            return self.network(pixels).float()
 
 
 class Actor(nn.Module):
