@@ -23,13 +23,15 @@ temperature; Mnih et al. 2015 (Nature 518): the network and the treatment of the
 A for the number of actions, E for the number of environments; a step is an agent step, that is 4 frames of a game.
 """
 
+import importlib.util
+import math
 import os
 import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import ale_py
 import gymnasium as gym
@@ -117,6 +119,38 @@ class Args:
     """if toggled, the policy's entropy is held near the entropy it had when the transition was collected"""
     beta: float = 0.5
     """weight of the entropy penalty; ignored with --no-entropy-penalty"""
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the program for bad input: one line, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_args(args: Args) -> None:
+    """Refuses, before anything is created, values that no run can be made with. Comparisons are False for NaN."""
+
+    def require(name: str, holds: bool, what: str) -> None:
+        if not holds:
+            refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {what}")
+
+    for name in ("total_timesteps", "num_envs", "n_step", "batch_size", "update_frequency", "gradient_steps"):
+        require(name, getattr(args, name) >= 1, "at least 1")
+    for name in ("gamma", "tau", "target_entropy_scale"):
+        require(name, 0 <= getattr(args, name) <= 1, "from 0 to 1")
+    for name in ("policy_lr", "q_lr", "alpha", "clip_range"):
+        require(name, 0 < getattr(args, name) < math.inf, "positive and finite")
+    require("beta", 0 <= args.beta < math.inf, "at least 0 and finite")
+    require("max_grad_norm", args.max_grad_norm is None or 0 < args.max_grad_norm < math.inf, "positive and finite")
+    require("seed", 0 <= args.seed < 2**63, "from 0 to 2^63 - 1")
+    warm_up = args.num_envs * (args.n_step + 1)
+    require("learning_starts", args.learning_starts >= warm_up, f"at least num_envs * (n_step + 1) = {warm_up}")
+    for name in ("learning_starts", "update_frequency", "target_network_frequency"):
+        require(name, 1 <= getattr(args, name) < args.total_timesteps, f"from 1 to below {args.total_timesteps} steps")
+    smallest = max(args.batch_size, args.num_envs * (args.n_step + 6))  # leaves valid rows wherever episodes end
+    require("buffer_size", args.buffer_size >= smallest, f"at least {smallest}, for this batch, num_envs and n_step")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        refuse("--track needs Weights and Biases: pip install wandb")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -714,12 +748,6 @@ def environment_seeds(seeds: np.random.SeedSequence, num_envs: int) -> np.ndarra
     return (seeds.generate_state(num_envs) & 0x7FFFFFFF).astype(np.int64)
 
 
-def refuse(message: str) -> None:
-    """Ends the program for bad input: one line, exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def make_run_dir(args: Args) -> Path:
     """runs/{env_id}__{exp_name}__{seed}__{time}, with a suffix where that exists already."""
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
@@ -754,6 +782,7 @@ def make_writer(args: Args, run_dir: Path) -> SummaryWriter:
 
 def train(args: Args) -> Path:
     """Trains from scratch and returns the run's directory."""
+    check_args(args)
     check_env_id(args.env_id)
     envs = make_envs(args, args.num_envs)
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
@@ -778,8 +807,8 @@ def train(args: Args) -> Path:
     print(
         f"environment: {args.env_id}, {args.num_envs} at a time, {num_actions} actions, sticky with probability "
         f"{sticky}, frame skip {FRAME_SKIP}\n"
-        f"protocol: scores are raw and of whole games; the learner's rewards are clipped to [-1, 1], and a lost life ends "
-        f"its bootstrapping, not the game\n"
+        "protocol: raw scores of whole games; the learner's rewards are clipped to [-1, 1], and a lost life ends its "
+        "bootstrapping, not the game\n"
         f"alpha: {tuned if args.autotune else f'fixed at {args.alpha}'} (uniform policy: {np.log(num_actions):.3f})\n"
         f"replay buffer: {args.buffer_size:,} transitions, {buffer.nbytes / 1e9:.2f} GB on {buffer.frames.device}\n"
         f"device: {device}; writing to {run_dir}"

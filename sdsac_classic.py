@@ -21,13 +21,15 @@ Christodoulou 2019 (arXiv:1910.07207): SAC for discrete actions; Haarnoja et al.
 temperature. B stands for the batch size, A for the number of actions, E for the number of environments.
 """
 
+import importlib.util
+import math
 import os
 import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -111,6 +113,38 @@ class Args:
     """weight of the entropy penalty; ignored with --no-entropy-penalty"""
 
 
+def refuse(message: str) -> NoReturn:
+    """Ends the program for bad input: one line, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_args(args: Args) -> None:
+    """Refuses, before anything is created, values that no run can be made with. Comparisons are False for NaN."""
+
+    def require(name: str, holds: bool, what: str) -> None:
+        if not holds:
+            refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {what}")
+
+    for name in ("total_timesteps", "num_envs", "n_step", "batch_size", "update_frequency", "gradient_steps"):
+        require(name, getattr(args, name) >= 1, "at least 1")
+    for name in ("gamma", "tau", "target_entropy_scale"):
+        require(name, 0 <= getattr(args, name) <= 1, "from 0 to 1")
+    for name in ("policy_lr", "q_lr", "alpha", "clip_range"):
+        require(name, 0 < getattr(args, name) < math.inf, "positive and finite")
+    require("beta", 0 <= args.beta < math.inf, "at least 0 and finite")
+    require("max_grad_norm", args.max_grad_norm is None or 0 < args.max_grad_norm < math.inf, "positive and finite")
+    require("seed", 0 <= args.seed < 2**63, "from 0 to 2^63 - 1")
+    warm_up = args.num_envs * (args.n_step + 1)
+    require("learning_starts", args.learning_starts >= warm_up, f"at least num_envs * (n_step + 1) = {warm_up}")
+    for name in ("learning_starts", "update_frequency", "target_network_frequency"):
+        require(name, 1 <= getattr(args, name) < args.total_timesteps, f"from 1 to below {args.total_timesteps} steps")
+    smallest = max(args.batch_size, args.num_envs * (args.n_step + 6))  # leaves valid rows wherever episodes end
+    require("buffer_size", args.buffer_size >= smallest, f"at least {smallest}, for this batch, num_envs and n_step")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        refuse("--track needs Weights and Biases: pip install wandb")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Environments
 
@@ -127,6 +161,21 @@ def make_envs(args: Args, num_envs: int) -> gym.vector.VectorEnv:
 
     envs = gym.vector.SyncVectorEnv([make_env] * num_envs, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP)
     return gym.wrappers.vector.RecordEpisodeStatistics(envs)
+
+
+def check_env_id(env_id: str) -> None:
+    """Refuses what does not have discrete actions and observations that flatten to a vector."""
+    try:
+        env = gym.make(env_id)
+    except (gym.error.Error, ImportError) as error:
+        refuse(f"--env-id {env_id}: {error}")
+    if not isinstance(env.action_space, gym.spaces.Discrete):
+        refuse(f"--env-id {env_id}: its actions are {env.action_space}; SD-SAC needs discrete ones")
+    if not env.observation_space.is_np_flattenable:
+        refuse(f"--env-id {env_id}: its observations, {env.observation_space}, do not flatten to a vector")
+    if len(env.observation_space.shape or ()) == 3:
+        refuse(f"--env-id {env_id}: its observations are images; sdsac_atari.py plays the games of the ALE")
+    env.close()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -618,12 +667,6 @@ def environment_seeds(seeds: np.random.SeedSequence, num_envs: int) -> list[int]
     return [int(state) & 0x7FFFFFFF for state in seeds.generate_state(num_envs)]
 
 
-def refuse(message: str) -> None:
-    """Ends the program for bad input: one line, exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def make_run_dir(args: Args) -> Path:
     """runs/{env_id}__{exp_name}__{seed}__{time}, with a suffix where that exists already."""
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
@@ -658,6 +701,8 @@ def make_writer(args: Args, run_dir: Path) -> SummaryWriter:
 
 def train(args: Args) -> Path:
     """Trains from scratch and returns the run's directory."""
+    check_args(args)
+    check_env_id(args.env_id)
     envs = make_envs(args, args.num_envs)
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
