@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "gymnasium[classic-control,toy-text]==1.4.0",
+#     "gymnasium==1.4.0",
 #     "numpy==2.4.6",
 #     "tensorboard==2.21.0",
 #     "torch==2.13.0",
