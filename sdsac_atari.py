@@ -220,10 +220,16 @@ class Encoder(nn.Module):
             nn.ReLU(),
         ).to(memory_format=torch.channels_last)  # four times faster on a CPU
 
-    def forward(self, observations: Tensor) -> Tensor:
+    @staticmethod
+    def scale(observations: Tensor) -> Tensor:
+        """uint8 -> [0, 1]; what `update` passes through several networks it scales once."""
         bf16 = CPU_BF16 and observations.device.type == "cpu"
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            pixels = observations.to(torch.bfloat16 if bf16 else torch.float32).div_(255)
+        pixels = observations.contiguous(memory_format=torch.channels_last)
+        return pixels.to(torch.bfloat16 if bf16 else torch.float32).div_(255)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        pixels = self.scale(observations) if observations.dtype == torch.uint8 else observations
+        with torch.autocast("cpu", torch.bfloat16, enabled=pixels.dtype == torch.bfloat16):
             return self.network(pixels).float()
 
 
@@ -372,7 +378,7 @@ class ReplayBuffer:
         shown = back <= self.ages[self.index(steps, envs)][:, None]
         frames = np.where(shown, self.index(steps[:, None] - back, envs[:, None]), len(self.frames) - 1)
         indices = torch.from_numpy(frames.ravel()).to(self.frames.device)
-        return self.frames[indices].view(-1, self.stack, *self.frame_shape).to(self.device)
+        return self.frames.index_select(0, indices).view(-1, self.stack, *self.frame_shape).to(self.device)
 
     def sample(self, batch_size: int) -> Batch:
         """`batch_size` transitions, drawn uniformly with replacement from all valid ones."""
@@ -537,19 +543,21 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
     alpha = agent.log_alpha.detach().exp()
     actions = batch.actions.unsqueeze(1)  # (B, 1)
 
+    observations, next_observations = Encoder.scale(batch.observations), Encoder.scale(batch.next_observations)
+
     # Target y = r + gamma^n (1 - terminated) V'(s'), and Q'_i(s, a) for the clipping
     with torch.no_grad():
-        next_log_pi = F.log_softmax(agent.actor.head(agent.encoder(batch.next_observations)), dim=1)  # (B, A)
-        next_features = agent.encoder_target(batch.next_observations)
+        next_log_pi = F.log_softmax(agent.actor.head(agent.encoder(next_observations)), dim=1)  # (B, A)
+        next_features = agent.encoder_target(next_observations)
         next_q1, next_q2 = agent.qf1_target.head(next_features), agent.qf2_target.head(next_features)  # (B, A)
         next_v = soft_value(average_or_min(next_q1, next_q2, args.double_average), next_log_pi, alpha)
         y = batch.rewards + batch.discounts * next_v  # (B,)
-        features = agent.encoder_target(batch.observations)
+        features = agent.encoder_target(observations)
         q1_target = agent.qf1_target.head(features).gather(1, actions).squeeze(1)  # (B,)
         q2_target = agent.qf2_target.head(features).gather(1, actions).squeeze(1)
 
     # Critics
-    features = agent.encoder(batch.observations)
+    features = agent.encoder(observations)
     q1, q2 = agent.qf1.head(features), agent.qf2.head(features)  # (B, A)
     q1_taken, q2_taken = q1.gather(1, actions).squeeze(1), q2.gather(1, actions).squeeze(1)  # (B,)
     qf1_loss = critic_loss(q1_taken, q1_target, y, clip_range)

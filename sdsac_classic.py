@@ -189,6 +189,10 @@ class Encoder(nn.Identity):
         super().__init__()
         self.num_features = observation_shape[0]
 
+    @staticmethod
+    def scale(observations: Tensor) -> Tensor:
+        return observations
+
 
 def mlp(num_features: int, num_outputs: int) -> nn.Sequential:
     """Two hidden layers of 256 units: (B, num_features) -> (B, num_outputs)."""
@@ -484,19 +488,21 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
     alpha = agent.log_alpha.detach().exp()
     actions = batch.actions.unsqueeze(1)  # (B, 1)
 
+    observations, next_observations = Encoder.scale(batch.observations), Encoder.scale(batch.next_observations)
+
     # Target y = r + gamma^n (1 - terminated) V'(s'), and Q'_i(s, a) for the clipping
     with torch.no_grad():
-        next_log_pi = F.log_softmax(agent.actor.head(agent.encoder(batch.next_observations)), dim=1)  # (B, A)
-        next_features = agent.encoder_target(batch.next_observations)
+        next_log_pi = F.log_softmax(agent.actor.head(agent.encoder(next_observations)), dim=1)  # (B, A)
+        next_features = agent.encoder_target(next_observations)
         next_q1, next_q2 = agent.qf1_target.head(next_features), agent.qf2_target.head(next_features)  # (B, A)
         next_v = soft_value(average_or_min(next_q1, next_q2, args.double_average), next_log_pi, alpha)
         y = batch.rewards + batch.discounts * next_v  # (B,)
-        features = agent.encoder_target(batch.observations)
+        features = agent.encoder_target(observations)
         q1_target = agent.qf1_target.head(features).gather(1, actions).squeeze(1)  # (B,)
         q2_target = agent.qf2_target.head(features).gather(1, actions).squeeze(1)
 
     # Critics
-    features = agent.encoder(batch.observations)
+    features = agent.encoder(observations)
     q1, q2 = agent.qf1.head(features), agent.qf2.head(features)  # (B, A)
     q1_taken, q2_taken = q1.gather(1, actions).squeeze(1), q2.gather(1, actions).squeeze(1)  # (B,)
     qf1_loss = critic_loss(q1_taken, q1_target, y, clip_range)
