@@ -304,9 +304,8 @@ class ReplayBuffer:
         A chain is complete, and its transition valid, if it starts at a real step and ended in termination or has the
         observation that it bootstraps from.
         """
-        window = steps[:, None] + np.arange(self.n_step)
-        rows = self.index(window, envs[:, None])
-        ends = self.ended[rows] & (window < self.steps)  # beyond the newest step lie the oldest
+        rows = self.index(steps[:, None] + np.arange(self.n_step), envs[:, None])
+        ends = self.ended[rows]  # beyond the newest step lie the oldest; a chain that ends there is not complete
         lengths = np.where(ends.any(1), ends.argmax(1) + 1, self.n_step)
         last = self.index(steps + lengths - 1, envs)
         stored = steps + lengths < self.steps
@@ -326,7 +325,7 @@ class ReplayBuffer:
             drawn[~valid] = again
 
     def sample(self, batch_size: int) -> Batch:
-        """`batch_size` transitions, drawn uniformly with replacement from all valid ones."""
+        """`batch_size` transitions, drawn uniformly with replacement from all valid ones, of which there must be one."""
         steps, envs, rows, lengths, terminated = self.draw(batch_size)
         taken = np.arange(self.n_step) < lengths[:, None]
         rewards = (self.rewards[rows] * taken) @ self.discounts[:-1]
