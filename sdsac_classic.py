@@ -325,7 +325,7 @@ class ReplayBuffer:
             drawn[~valid] = again
 
     def sample(self, batch_size: int) -> Batch:
-        """`batch_size` transitions, drawn uniformly with replacement from all valid ones, of which there must be one."""
+        """`batch_size` transitions, drawn uniformly with replacement from all valid ones; there must be one."""
         steps, envs, rows, lengths, terminated = self.draw(batch_size)
         taken = np.arange(self.n_step) < lengths[:, None]
         rewards = (self.rewards[rows] * taken) @ self.discounts[:-1]
