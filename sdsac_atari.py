@@ -666,8 +666,8 @@ class ReturnProbe:
 class GameTracker:
     """Tells lost lives from ended games, and sums up whole games: raw score and agent steps.
 
-    Neither `terminated` (also set at a lost life) nor `lives` (0 throughout Pong, 1 at the end of Asterix) says that a
-    game has ended. What does is the reset in the step after: the game's frame number falls back.
+    Neither `terminated` (also set at a lost life) nor `lives` (0 throughout Pong) says that a game has ended. What does
+    is the reset in the step after: the game's frame number falls back.
     """
 
     def __init__(self, infos: dict):
@@ -736,7 +736,7 @@ def save_agent(agent: Agent, args: Args, observation_shape: tuple[int, ...], num
 
 
 def load_agent(path: Path, device: torch.device | str) -> tuple[Agent, Args]:
-    """The agent of `save_agent` on `device` and the arguments that it was trained with."""
+    """The trained networks of `save_agent` on `device`, ready to act, and the arguments that they were trained with."""
     state = torch.load(path, map_location=device, weights_only=True)
     args = Args(**state["args"])
     agent = make_agent(args, tuple(state["observation_shape"]), state["num_actions"], device)
@@ -825,7 +825,7 @@ def train(args: Args) -> Path:
 
     observations, infos = envs.reset(seed=environment_seeds(seeds, args.num_envs))
     tracker = GameTracker(infos)
-    global_step = updates = logged = 0
+    global_step = updates = logged = reported = 0
     last_returns = deque(maxlen=20)
     metrics, log_time, log_step = {}, time.perf_counter(), 0
     bar = tqdm(total=args.total_timesteps, unit="step", disable=None, dynamic_ncols=True)  # None: only on a terminal
@@ -840,7 +840,8 @@ def train(args: Args) -> Path:
         envs.send(actions)
 
         # Learn while the games run on: as many updates as are due, whatever the number of environments
-        due = max(0, global_step - args.learning_starts) // args.update_frequency * args.gradient_steps
+        learned_from = min(global_step, args.total_timesteps) - args.learning_starts
+        due = max(0, learned_from) // args.update_frequency * args.gradient_steps
         while updates < due:
             update_step = args.learning_starts + (updates // args.gradient_steps + 1) * args.update_frequency
             set_schedules(agent, args, update_step)
@@ -858,6 +859,7 @@ def train(args: Args) -> Path:
             last_returns.append(game_return)
             writer.add_scalar("charts/episodic_return", game_return, global_step)
             writer.add_scalar("charts/episodic_length", game_length, global_step)
+            bar.set_postfix(mean_return=f"{np.mean(last_returns):.1f}", refresh=False)
         if global_step > args.learning_starts and not resets[0]:
             next_inputs = torch.from_numpy(next_observations[:1]).to(device)
             pair = probe.follow(
@@ -877,8 +879,10 @@ def train(args: Args) -> Path:
             for tag, value in metrics.items():
                 writer.add_scalar(tag, value.item(), global_step)
         bar.update(global_step - bar.n)
-        if last_returns:
-            bar.set_postfix(return_of_last_20=f"{np.mean(last_returns):.1f}", refresh=False)
+        if bar.disable and global_step * 20 // args.total_timesteps > reported:  # no terminal: a plain line every 5%
+            reported = global_step * 20 // args.total_timesteps
+            mean_return = np.mean(last_returns) if last_returns else math.nan
+            print(f"step {global_step:,}: mean return of the last 20 episodes {mean_return:.1f}", flush=True)
     bar.close()
     envs.close()
     writer.close()

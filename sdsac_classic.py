@@ -653,7 +653,7 @@ def save_agent(agent: Agent, args: Args, observation_shape: tuple[int, ...], num
 
 
 def load_agent(path: Path, device: torch.device | str) -> tuple[Agent, Args]:
-    """The agent of `save_agent` on `device` and the arguments that it was trained with."""
+    """The trained networks of `save_agent` on `device`, ready to act, and the arguments that they were trained with."""
     state = torch.load(path, map_location=device, weights_only=True)
     args = Args(**state["args"])
     agent = make_agent(args, tuple(state["observation_shape"]), state["num_actions"], device)
@@ -737,7 +737,7 @@ def train(args: Args) -> Path:
 
     observations, _ = envs.reset(seed=environment_seeds(seeds, args.num_envs))
     resets = np.zeros(args.num_envs, bool)
-    global_step = updates = logged = 0
+    global_step = updates = logged = reported = 0
     last_returns = deque(maxlen=20)
     metrics, log_time, log_step = {}, time.perf_counter(), 0
     bar = tqdm(total=args.total_timesteps, unit="step", disable=None, dynamic_ncols=True)  # None: only on a terminal
@@ -757,6 +757,7 @@ def train(args: Args) -> Path:
             last_returns.append(float(infos["episode"]["r"][i]))
             writer.add_scalar("charts/episodic_return", infos["episode"]["r"][i], global_step)
             writer.add_scalar("charts/episodic_length", infos["episode"]["l"][i], global_step)
+            bar.set_postfix(mean_return=f"{np.mean(last_returns):.1f}", refresh=False)
         if global_step > args.learning_starts and not resets[0]:
             next_inputs = torch.as_tensor(next_observations[:1], dtype=torch.float32, device=device)
             pair = probe.follow(
@@ -768,7 +769,8 @@ def train(args: Args) -> Path:
         observations, resets = next_observations, terminated | truncated
 
         # Learn: as many updates as are due, whatever the number of environments
-        due = max(0, global_step - args.learning_starts) // args.update_frequency * args.gradient_steps
+        learned_from = min(global_step, args.total_timesteps) - args.learning_starts
+        due = max(0, learned_from) // args.update_frequency * args.gradient_steps
         while updates < due:
             update_step = args.learning_starts + (updates // args.gradient_steps + 1) * args.update_frequency
             set_schedules(agent, args, update_step)
@@ -784,8 +786,10 @@ def train(args: Args) -> Path:
             for tag, value in metrics.items():
                 writer.add_scalar(tag, value.item(), global_step)
         bar.update(global_step - bar.n)
-        if last_returns:
-            bar.set_postfix(return_of_last_20=f"{np.mean(last_returns):.1f}", refresh=False)
+        if bar.disable and global_step * 20 // args.total_timesteps > reported:  # no terminal: a plain line every 5%
+            reported = global_step * 20 // args.total_timesteps
+            mean_return = np.mean(last_returns) if last_returns else math.nan
+            print(f"step {global_step:,}: mean return of the last 20 episodes {mean_return:.1f}", flush=True)
     bar.close()
     envs.close()
     writer.close()
