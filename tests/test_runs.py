@@ -258,7 +258,7 @@ def test_number_of_updates_is_exact(num_envs, total, learning_starts, update_fre
     )
     notes, before_last, steps = watch_the_schedule(sdsac_classic, args)
     assert before_last < total <= steps < total + num_envs
-    assert len(notes) == (steps - learning_starts) // update_frequency * gradient_steps
+    assert len(notes) == (total - learning_starts) // update_frequency * gradient_steps
     for k, (taken, _, _) in enumerate(notes):  # each as soon as it is due
         due = learning_starts + (k // gradient_steps + 1) * update_frequency
         assert due <= taken < due + num_envs
@@ -309,7 +309,7 @@ def test_learning_rates_fall_linearly_to_zero_or_stay(anneal_lr, num_envs):
     args = tiny_args(sdsac_classic, num_envs=num_envs, anneal_lr=anneal_lr, policy_lr=4e-3, q_lr=2e-3)
     notes, _, _ = watch_the_schedule(sdsac_classic, args)
     for k, (_, _, rates) in enumerate(notes):
-        remaining = max(0, 1 - (args.learning_starts + k + 1) / args.total_timesteps) if anneal_lr else 1
+        remaining = 1 - (args.learning_starts + k + 1) / args.total_timesteps if anneal_lr else 1
         np.testing.assert_array_equal(rates, np.float32([4e-3 * remaining, 2e-3 * remaining, 2e-3 * remaining]))
     assert len(notes) >= 300
 
