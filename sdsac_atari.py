@@ -23,6 +23,7 @@ temperature; Mnih et al. 2015 (Nature 518): the network and the treatment of the
 A for the number of actions, E for the number of environments; a step is an agent step, that is 4 frames of a game.
 """
 
+import copy
 import importlib.util
 import math
 import os
@@ -47,14 +48,14 @@ from tqdm import tqdm
 gym.register_envs(ale_py)
 
 LOG_FREQUENCY = 1_000  # agent steps between two entries of the losses in TensorBoard
-PROBE_PROBABILITY = 0.01  # chance per step that the diagnostics begin to follow a state-action pair
+PROBE_PROBABILITY = 0.01  # chance per step of environment 0 that the diagnostics begin to follow a pair
 FRAME_SKIP = 4  # frames that each action is repeated for; the last two are maxed
-CPU_BF16 = torch.cpu._is_avx512_bf16_supported()  # convolutions take half the time in bfloat16 where the CPU has it
+CPU_BF16 = torch.cpu._is_avx512_bf16_supported()  # the encoder takes half the time in bfloat16 where the CPU has it
 
 
 @dataclass
 class Args:
-    exp_name: str = os.path.basename(__file__)[: -len(".py")]
+    exp_name: str = Path(__file__).stem
     """the name of this experiment"""
     seed: int = 1
     """seed of the environments, the networks, the actions and the replay samples"""
@@ -92,7 +93,7 @@ class Args:
     update_frequency: int = 4
     """agent steps between updates"""
     gradient_steps: int = 1
-    """updates each time one is due"""
+    """updates each time one is due; all of them move the targets, or none"""
     policy_lr: float = 1e-4
     """learning rate of the actor"""
     q_lr: float = 1e-4
@@ -134,19 +135,22 @@ def check_args(args: Args) -> None:
         if not holds:
             refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {what}")
 
-    for name in ("total_timesteps", "num_envs", "n_step", "batch_size", "update_frequency", "gradient_steps"):
+    for name in ("total_timesteps", "num_envs", "n_step", "batch_size", "gradient_steps", "target_network_frequency"):
         require(name, getattr(args, name) >= 1, "at least 1")
-    for name in ("gamma", "tau", "target_entropy_scale"):
+    for name in ("gamma", "target_entropy_scale"):
         require(name, 0 <= getattr(args, name) <= 1, "from 0 to 1")
+    require("tau", 0 < args.tau <= 1, "above 0 and at most 1")
     for name in ("policy_lr", "q_lr", "alpha", "clip_range"):
         require(name, 0 < getattr(args, name) < math.inf, "positive and finite")
     require("beta", 0 <= args.beta < math.inf, "at least 0 and finite")
     require("max_grad_norm", args.max_grad_norm is None or 0 < args.max_grad_norm < math.inf, "positive and finite")
     require("seed", 0 <= args.seed < 2**63, "from 0 to 2^63 - 1")
-    warm_up = args.num_envs * (args.n_step + 1)
-    require("learning_starts", args.learning_starts >= warm_up, f"at least num_envs * (n_step + 1) = {warm_up}")
-    for name in ("learning_starts", "update_frequency", "target_network_frequency"):
-        require(name, 1 <= getattr(args, name) < args.total_timesteps, f"from 1 to below {args.total_timesteps} steps")
+    first, last = args.num_envs * (args.n_step + 1), args.total_timesteps - 1  # first: a chain is complete
+    require(
+        "learning_starts", first <= args.learning_starts <= last, f"from num_envs * (n_step + 1) = {first} to {last}"
+    )
+    last = args.total_timesteps - args.learning_starts
+    require("update_frequency", 1 <= args.update_frequency <= last, f"from 1 to {last}, or there is no update")
     smallest = max(args.batch_size, args.num_envs * (args.n_step + 6))  # leaves valid rows wherever episodes end
     require("buffer_size", args.buffer_size >= smallest, f"at least {smallest}, for this batch, num_envs and n_step")
     if args.track and importlib.util.find_spec("wandb") is None:
@@ -180,7 +184,7 @@ def make_envs(args: Args, num_envs: int, num_threads: int = 0) -> AtariVectorEnv
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which a container or a scheduler can have made fewer than there are."""
+    """Cores that this process may use; a scheduler can have made them fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -299,13 +303,14 @@ class ReplayBuffer:
         self.rows = size // num_envs  # a row is one step of all environments
         self.stack, *self.frame_shape = observation_shape
         count = self.rows * num_envs + 1  # the last one stays black: what a stack shows before a game's first frame
-        on_device = self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] > 1.2 * count * 84 * 84
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
+        on_device = free > 1.2 * count * math.prod(self.frame_shape)  # a fifth for the networks
         self.frames = torch.empty(
             (count, *self.frame_shape), dtype=torch.uint8, device=self.device if on_device else "cpu"
         )
         self.frames[-1] = 0
         self.ages = np.zeros(self.rows * num_envs, np.uint8)  # frames of the game before this one, up to a full stack
-        self.age = np.zeros(num_envs, np.uint8)
+        self.current_ages = np.zeros(num_envs, np.uint8)
         self.actions = np.zeros(self.rows * num_envs, np.uint8)
         self.rewards = np.zeros(self.rows * num_envs, np.float32)
         self.entropies = np.zeros(self.rows * num_envs, np.float32)
@@ -313,7 +318,7 @@ class ReplayBuffer:
         self.ended = np.zeros(self.rows * num_envs, bool)  # terminated or truncated: no chain goes on from here
         self.resets = np.zeros(self.rows * num_envs, bool)
         self.steps = 0  # vector steps ever added
-        self.discounts = gamma ** np.arange(n_step + 1)
+        self.powers = gamma ** np.arange(n_step + 1)
         self.rng = np.random.default_rng(seed)
 
     @property
@@ -330,8 +335,8 @@ class ReplayBuffer:
         row = self.steps % self.rows
         here = slice(row * self.num_envs, (row + 1) * self.num_envs)
         self.frames[here] = torch.from_numpy(observations[:, -1]).to(self.frames.device)
-        self.ages[here] = self.age
-        self.age = np.where(resets, 0, np.minimum(self.age + 1, self.stack - 1))
+        self.ages[here] = self.current_ages
+        self.current_ages = np.where(resets, 0, np.minimum(self.current_ages + 1, self.stack - 1))
         self.actions[here] = actions
         self.rewards[here] = rewards
         self.entropies[here] = entropies
@@ -345,13 +350,14 @@ class ReplayBuffer:
         return steps % self.rows * self.num_envs + envs
 
     def chains(self, steps, envs):
-        """The n-step chains from (steps, envs), both (B,): their rows (B, n), lengths k (B,), and which are complete.
+        """The n-step chains from (steps, envs), both (B,): where their rows are (B, n), their lengths k (B,), whether
+        they ended in termination (B,), and whether they are valid (B,).
 
-        A chain is complete, and its transition valid, if it starts at a real step, whose stack of frames is still in
-        the ring, and ended in termination or has the observation that it bootstraps from.
+        Valid is what starts at a real step, with all of its stack of frames still in the ring, and either ended in
+        termination or has the observation it bootstraps from.
         """
         rows = self.index(steps[:, None] + np.arange(self.n_step), envs[:, None])
-        ends = self.ended[rows]  # beyond the newest step lie the oldest; a chain that ends there is not complete
+        ends = self.ended[rows]  # beyond the newest step lie the oldest; a chain that ends there is not valid
         lengths = np.where(ends.any(1), ends.argmax(1) + 1, self.n_step)
         last = self.index(steps + lengths - 1, envs)
         stored = steps + lengths < self.steps
@@ -361,15 +367,13 @@ class ReplayBuffer:
 
     def draw(self, batch_size: int):
         """`batch_size` valid (step, environment) pairs, uniformly and with replacement, and their chains."""
+        drawn, valid = np.zeros(batch_size, np.int64), np.zeros(batch_size, bool)
         oldest = max(0, self.steps - self.rows)
-        drawn = self.rng.integers(oldest * self.num_envs, self.steps * self.num_envs, batch_size)
-        while True:
-            steps, envs = drawn // self.num_envs, drawn % self.num_envs
+        while not valid.all():  # draws the invalid ones again
+            drawn[~valid] = self.rng.integers(oldest * self.num_envs, self.steps * self.num_envs, (~valid).sum())
+            steps, envs = np.divmod(drawn, self.num_envs)
             rows, lengths, terminated, valid = self.chains(steps, envs)
-            if valid.all():
-                return steps, envs, rows, lengths, terminated
-            again = self.rng.integers(oldest * self.num_envs, self.steps * self.num_envs, (~valid).sum())
-            drawn[~valid] = again
+        return steps, envs, rows, lengths, terminated
 
     def stacks(self, steps, envs) -> Tensor:
         """The observations at (steps, envs), both (B,): (B, 4, 84, 84) uint8 on the buffer's device."""
@@ -383,8 +387,8 @@ class ReplayBuffer:
         """`batch_size` transitions, drawn uniformly with replacement from all valid ones; there must be one."""
         steps, envs, rows, lengths, terminated = self.draw(batch_size)
         taken = np.arange(self.n_step) < lengths[:, None]
-        rewards = (self.rewards[rows] * taken) @ self.discounts[:-1]
-        discounts = np.where(terminated, 0.0, self.discounts[lengths])
+        rewards = (self.rewards[rows] * taken) @ self.powers[:-1]
+        discounts = np.where(terminated, 0.0, self.powers[lengths])
         successors = np.minimum(steps + lengths, self.steps - 1)
 
         def to_device(array, dtype=None):
@@ -447,8 +451,10 @@ def critic_loss(q: Tensor, q_target: Tensor, y: Tensor, clip_range: float | None
     q_target, y = q_target.detach(), y.detach()
     error = (q - y).square()
     if clip_range is not None:
-        q_clipped = q_target + (q - q_target).clamp(-clip_range, clip_range)
-        error = torch.maximum(error, (q_clipped - y).square())
+        clipped = q.clamp(
+            q_target - clip_range, q_target + clip_range
+        )  # Q' + clip(Q - Q', -c, c), without its rounding
+        error = torch.maximum(error, (clipped - y).square())
     return error.mean()
 
 
@@ -459,9 +465,8 @@ def clipped_fraction(q: Tensor, q_target: Tensor, y: Tensor, clip_range: float |
     """
     if clip_range is None:
         return torch.zeros((), device=q.device)
-    q_clipped = q_target + (q - q_target).clamp(-clip_range, clip_range)
-    outside = (q - q_target).abs() > clip_range
-    return (outside & ((q_clipped - y).square() > (q - y).square())).float().mean()
+    clipped = q.clamp(q_target - clip_range, q_target + clip_range)
+    return ((clipped - y).square() > (q - y).square()).float().mean()
 
 
 def actor_loss(log_pi: Tensor, q: Tensor, alpha: Tensor | float, old_entropy: Tensor, beta: float) -> Tensor:
@@ -470,10 +475,7 @@ def actor_loss(log_pi: Tensor, q: Tensor, alpha: Tensor | float, old_entropy: Te
     log_pi (B, A), q (B, A), alpha scalar, old_entropy (B,) in nats, beta 0 for no penalty -> scalar.
     Only log_pi gets a gradient.
     """
-    loss = -soft_value(q.detach(), log_pi, alpha).mean()
-    if beta:
-        loss = loss + entropy_penalty(log_pi, old_entropy, beta)
-    return loss
+    return -soft_value(q.detach(), log_pi, alpha).mean() + entropy_penalty(log_pi, old_entropy, beta)
 
 
 def entropy_penalty(log_pi: Tensor, old_entropy: Tensor, beta: float) -> Tensor:
@@ -496,34 +498,24 @@ def temperature_loss(log_alpha: Tensor, entropy: Tensor, target_entropy: float) 
 
 def make_agent(args: Args, observation_shape: tuple[int, ...], num_actions: int, device: torch.device | str) -> Agent:
     """Networks, targets, temperature and optimisers on `device`, drawn from torch's global generator."""
-    encoder, encoder_target = Encoder(observation_shape).to(device), Encoder(observation_shape).to(device)
+    encoder = Encoder(observation_shape).to(device)
     actor = Actor(encoder, num_actions).to(device)
     qf1, qf2 = (SoftQNetwork(encoder, num_actions).to(device) for _ in range(2))
-    qf1_target, qf2_target = (
-        SoftQNetwork(encoder_target, num_actions).to(device).requires_grad_(False) for _ in range(2)
-    )
-    qf1_target.load_state_dict(qf1.state_dict())
-    qf2_target.load_state_dict(qf2.state_dict())
-    log_alpha = torch.full((), np.log(args.alpha), dtype=torch.float32, device=device, requires_grad=args.autotune)
+    encoder_target, qf1_target, qf2_target = copy.deepcopy((encoder, qf1, qf2))  # together, so they share theirs too
+    for target in (qf1_target, qf2_target):
+        target.requires_grad_(False)
+    log_alpha = torch.full((), math.log(args.alpha), device=device, requires_grad=args.autotune)
 
-    def adam(parameters, lr):  # the rate is a tensor, so that a captured CUDA graph follows it
+    def adam(parameters, lr):  # the rate is a tensor on the device, which can change without a new optimiser or graph
         lr = torch.tensor(lr, device=device)
         return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)
 
-    return Agent(
-        encoder=encoder,
-        encoder_target=encoder_target,
-        actor=actor,
-        qf1=qf1,
-        qf2=qf2,
-        qf1_target=qf1_target,
-        qf2_target=qf2_target,
-        log_alpha=log_alpha,
-        actor_optimizer=adam(actor.head.parameters(), args.policy_lr),
-        q_optimizer=adam(critic_parameters(encoder, qf1, qf2), args.q_lr),
-        a_optimizer=adam([log_alpha], args.q_lr),
-        target_step=torch.tensor(args.tau, device=device),
-    )
+    actor_optimizer = adam(actor.head.parameters(), args.policy_lr)
+    q_optimizer = adam(critic_parameters(encoder, qf1, qf2), args.q_lr)
+    a_optimizer = adam([log_alpha], args.q_lr)
+    networks = (encoder, encoder_target, actor, qf1, qf2, qf1_target, qf2_target)
+    target_step = torch.tensor(args.tau, device=device)
+    return Agent(*networks, log_alpha, actor_optimizer, q_optimizer, a_optimizer, target_step)
 
 
 def critic_parameters(encoder: Encoder, qf1: SoftQNetwork, qf2: SoftQNetwork) -> list[Tensor]:
@@ -551,9 +543,9 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
         next_q1, next_q2 = agent.qf1_target.head(next_features), agent.qf2_target.head(next_features)  # (B, A)
         next_v = soft_value(average_or_min(next_q1, next_q2, args.double_average), next_log_pi, alpha)
         y = batch.rewards + batch.discounts * next_v  # (B,)
-        features = agent.encoder_target(observations)
-        q1_target = agent.qf1_target.head(features).gather(1, actions).squeeze(1)  # (B,)
-        q2_target = agent.qf2_target.head(features).gather(1, actions).squeeze(1)
+        target_features = agent.encoder_target(observations)
+        q1_target = agent.qf1_target.head(target_features).gather(1, actions).squeeze(1)  # (B,)
+        q2_target = agent.qf2_target.head(target_features).gather(1, actions).squeeze(1)
 
     # Critics
     features = agent.encoder(observations)
@@ -700,7 +692,7 @@ def evaluate(actor: Actor, args: Args, episodes: int, greedy: bool, seed: int) -
     envs = make_envs(args, num_envs)
     device = next(actor.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    observations, infos = envs.reset(seed=environment_seeds(np.random.SeedSequence(seed), num_envs))
+    observations, infos = envs.reset(seed=environment_seeds(np.random.SeedSequence((seed, 1)), num_envs))
     tracker = GameTracker(infos)
     returns, played = [], np.zeros(num_envs, int)
     while (played < quota).any():
@@ -726,6 +718,7 @@ def save_agent(agent: Agent, args: Args, observation_shape: tuple[int, ...], num
         "args": asdict(args),
         "observation_shape": observation_shape,
         "num_actions": num_actions,
+        "log_alpha": agent.log_alpha.detach(),
         "actor": agent.actor.state_dict(),
         "qf1": agent.qf1.state_dict(),
         "qf2": agent.qf2.state_dict(),
@@ -736,13 +729,18 @@ def save_agent(agent: Agent, args: Args, observation_shape: tuple[int, ...], num
 
 
 def load_agent(path: Path, device: torch.device | str) -> tuple[Agent, Args]:
-    """The trained networks of `save_agent` on `device`, ready to act, and the arguments that they were trained with."""
+    """The agent of `save_agent` on `device` and the arguments it was trained with.
+
+    Ready to act. Targets, which were not saved, equal their critics, and the optimisers start anew.
+    """
     state = torch.load(path, map_location=device, weights_only=True)
     args = Args(**state["args"])
     agent = make_agent(args, tuple(state["observation_shape"]), state["num_actions"], device)
     agent.actor.load_state_dict(state["actor"])
-    agent.qf1.load_state_dict(state["qf1"])
-    agent.qf2.load_state_dict(state["qf2"])
+    for name in ("qf1", "qf2"):
+        getattr(agent, name).load_state_dict(state[name])
+        getattr(agent, f"{name}_target").load_state_dict(state[name])
+    agent.log_alpha.data.copy_(state["log_alpha"])
     return agent, args
 
 
@@ -799,9 +797,9 @@ def train(args: Args) -> Path:
     writer = make_writer(args, run_dir)
 
     seeds = np.random.SeedSequence(args.seed)
-    warm_up_seed, buffer_seed, probe_seed = seeds.spawn(3)
+    warm_up_seed, buffer_seed, probe_seed, action_seed = seeds.spawn(4)
     torch.manual_seed(args.seed)
-    generator = torch.Generator(device).manual_seed(args.seed)
+    generator = torch.Generator(device).manual_seed(int(action_seed.generate_state(1)[0]))
     warm_up_rng = np.random.default_rng(warm_up_seed)
     agent = make_agent(args, observation_shape, num_actions, device)
     buffer = ReplayBuffer(
@@ -840,8 +838,7 @@ def train(args: Args) -> Path:
         envs.send(actions)
 
         # Learn while the games run on: as many updates as are due, whatever the number of environments
-        learned_from = min(global_step, args.total_timesteps) - args.learning_starts
-        due = max(0, learned_from) // args.update_frequency * args.gradient_steps
+        due = max(0, global_step - args.learning_starts) // args.update_frequency * args.gradient_steps
         while updates < due:
             update_step = args.learning_starts + (updates // args.gradient_steps + 1) * args.update_frequency
             set_schedules(agent, args, update_step)

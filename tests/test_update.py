@@ -172,8 +172,8 @@ def test_three_steps_under_the_behaviour_policy():
 BOTH = pytest.mark.parametrize("sdsac", [sdsac_classic, sdsac_atari], ids=["classic", "atari"])
 HEADS = ["actor", "qf1", "qf2", "qf1_target", "qf2_target"]
 GROUPS = ["encoder", "encoder_target", *HEADS, "log_alpha"]
-VANILLA = {"double_average": False, "q_clip": False, "entropy_penalty": False}
 STABLE = {"clip_range": 0.2, "beta": 0.7}
+VANILLA = STABLE | {"double_average": False, "q_clip": False, "entropy_penalty": False}  # c and beta are ignored
 WIDTH, NUM_ACTIONS = 6, 4
 
 
@@ -208,6 +208,10 @@ class SmallEncoder(nn.Sequential):
 
     def __init__(self, observation_shape):
         super().__init__(nn.Linear(observation_shape[0], self.num_features), nn.ReLU())
+
+    @staticmethod
+    def scale(observations):
+        return 2 * observations  # not idempotent: observations that are not scaled, or scaled twice, show
 
 
 def double_agent(sdsac, args, monkeypatch):
@@ -246,7 +250,7 @@ class Reference:
 
     def encode(self, x, encoder="encoder"):
         weight, bias = self.weights[encoder]
-        return (x @ weight.T + bias).clamp(min=0)
+        return (2 * x @ weight.T + bias).clamp(min=0)
 
     def head(self, name, x):
         *hidden, weight, bias = self.weights[name]
@@ -448,6 +452,17 @@ def test_temperature_step_touches_nothing_else(sdsac):
     assert moved(snapshot(fixed), snapshot(tuned)) == {"log_alpha"}
     assert fixed.log_alpha.item() == pytest.approx(np.log(fixed_args.alpha), rel=1e-6)
     assert metrics["losses/alpha"].item() == pytest.approx(tuned_args.alpha, rel=1e-6)
+
+
+@BOTH
+def test_metrics_are_plain_scalars(sdsac):
+    """A metric that keeps the graph of its update in memory, or that logging cannot take with item()."""
+    agent, args = make_agent(sdsac, autotune=True)
+    metrics = sdsac.update(agent, make_batch(sdsac), args)
+    for tag, value in metrics.items():
+        assert value.shape == (), tag
+        assert not value.requires_grad, tag
+        assert torch.isfinite(value), tag
 
 
 @pytest.mark.parametrize(("target_entropy_scale", "sign"), [(0.85, -1), (0.97, 1)])
