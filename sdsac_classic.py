@@ -71,17 +71,17 @@ class Args:
     """capacity of the replay buffer in transitions, summed over the environments"""
     gamma: float = 0.99
     """the discount factor"""
-    n_step: int = 1
+    n_step: int = 3
     """steps of reward before the bootstrap; entropy enters only at the bootstrap, so n also scales its weight"""
     tau: float = 0.02
     """the share of the critics that flows into their targets at each target update"""
     target_network_frequency: int = 1
     """agent steps between target updates; with a value no larger than --update-frequency, every update moves them"""
-    batch_size: int = 128
+    batch_size: int = 64
     """transitions per update"""
     learning_starts: int = 1_000
     """agent steps with uniformly random actions before the first update"""
-    update_frequency: int = 1
+    update_frequency: int = 2
     """agent steps between updates"""
     gradient_steps: int = 1
     """updates each time one is due; all of them move the targets, or none"""
@@ -89,7 +89,7 @@ class Args:
     """learning rate of the actor"""
     q_lr: float = 1e-3
     """learning rate of the critics and of the temperature"""
-    anneal_lr: bool = False
+    anneal_lr: bool = True
     """if toggled, the learning rates fall linearly to zero over the run"""
     max_grad_norm: float | None = None
     """largest norm of the gradient, the two critics taken together and the actor apart; None for no clipping"""
@@ -98,7 +98,7 @@ class Args:
     """if toggled, the temperature is tuned to hold the policy's entropy at its target; otherwise it stays at --alpha"""
     alpha: float = 0.1
     """the temperature; with --autotune, its starting value"""
-    target_entropy_scale: float = 0.3
+    target_entropy_scale: float = 0.6
     """target entropy as a share of log A, the entropy of the uniform policy; ignored with --no-autotune"""
     double_average: bool = True
     """if toggled, the twins' mean stands in the target and in the actor loss; otherwise their minimum (vanilla SAC)"""
