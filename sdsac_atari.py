@@ -819,7 +819,7 @@ def train(args: Args) -> Path:
         f"device: {device}; writing to {run_dir}"
     )
     if device.type == "cpu":
-        print("no CUDA: expect some hundred steps per second on a few cores, and hours for a million steps")
+        print("no CUDA: expect about 100 steps per second on 2 cores, and 3 hours for a million steps")
 
     observations, infos = envs.reset(seed=environment_seeds(seeds, args.num_envs))
     tracker = GameTracker(infos)
