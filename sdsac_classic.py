@@ -24,12 +24,15 @@ temperature. B stands for the batch size, A for the number of actions, E for the
 import copy
 import importlib.util
 import math
+import os
+import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import BinaryIO, NamedTuple, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -60,6 +63,10 @@ class Args:
     """the Weights and Biases project"""
     wandb_entity: str | None = None
     """the entity (team) of the Weights and Biases project"""
+    resume: Path | None = None
+    """directory of an interrupted run to go on with, to its --total-timesteps or to a larger one given here"""
+    checkpoint_frequency: int = 10_000
+    """agent steps between checkpoints; one is also written at the end and on SIGTERM, SIGINT and SIGUSR1"""
 
     env_id: str = "CartPole-v1"
     """the id of the environment: discrete actions, observations that flatten to a vector"""
@@ -126,7 +133,8 @@ def check_args(args: Args) -> None:
         if not holds:
             refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {what}")
 
-    for name in ("total_timesteps", "num_envs", "n_step", "batch_size", "gradient_steps", "target_network_frequency"):
+    counts = ("total_timesteps", "num_envs", "n_step", "batch_size", "gradient_steps")
+    for name in (*counts, "target_network_frequency", "checkpoint_frequency"):
         require(name, getattr(args, name) >= 1, "at least 1")
     for name in ("gamma", "target_entropy_scale"):
         require(name, 0 <= getattr(args, name) <= 1, "from 0 to 1")
@@ -162,8 +170,45 @@ def make_envs(args: Args, num_envs: int) -> gym.vector.VectorEnv:
     def make_env():
         return gym.wrappers.FlattenObservation(gym.make(args.env_id, disable_env_checker=True))
 
-    envs = gym.vector.SyncVectorEnv([make_env] * num_envs, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP)
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs)
+    return gym.vector.SyncVectorEnv([make_env] * num_envs, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP)
+
+
+class EpisodeTracker:
+    """Sums up episodes, and keeps what brings the environments back to where they are: the seed or the random state
+    that each one's episode began from, and the actions since.
+    """
+
+    def __init__(self, envs: gym.vector.SyncVectorEnv, seeds: list[int]):
+        self.envs = envs
+        self.returns, self.lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
+        self.episodes = [{"seed": seed, "actions": []} for seed in seeds]
+
+    def step(self, actions, rewards, ended, resets) -> list[tuple[int, float, int]]:
+        """Takes a step of all environments, each argument (E,); returns (index, return, length) of ended episodes."""
+        self.returns = np.where(resets, 0, self.returns + rewards)
+        self.lengths = np.where(resets, 0, self.lengths + 1)
+        for i in np.flatnonzero(~resets):
+            self.episodes[i]["actions"].append(int(actions[i]))
+        for i in np.flatnonzero(ended):
+            self.episodes[i] = {"rng": self.envs.envs[i].unwrapped.np_random.bit_generator.state, "actions": []}
+        return [(int(i), float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(ended)]
+
+    def state(self) -> dict:
+        """What `restore` takes."""
+        return {"episodes": self.episodes, "returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
+
+    def restore(self, state: dict, ended) -> None:
+        """Plays the unfinished episodes again; `ended`, (E,) bool, marks environments that reset in their next step."""
+        self.episodes = state["episodes"]
+        self.returns, self.lengths = np.array(state["returns"]), np.array(state["lengths"])
+        for env, episode, over in zip(self.envs.envs, self.episodes, ended, strict=True):
+            if "rng" in episode:
+                env.unwrapped.np_random.bit_generator.state = episode["rng"]
+            if not over:
+                env.reset(seed=episode.get("seed"))
+                for action in episode["actions"]:
+                    env.step(action)
+        self.envs._autoreset_envs = np.array(ended)
 
 
 def check_env_id(env_id: str) -> None:
@@ -250,6 +295,9 @@ class ReplayBuffer:
     observation of the row after it, so each is stored once; after an episode's end that next row is the one that only
     reset the environment, which is never sampled itself.
     """
+
+    COLUMNS = ("observations", "actions", "rewards", "entropies", "terminated", "ended", "resets")
+    SEGMENT = 8_192  # transitions per file
 
     def __init__(
         self,
@@ -344,6 +392,43 @@ class ReplayBuffer:
             to_device(self.observations[successors]),
             to_device(self.entropies[rows[:, 0]]),
         )
+
+    def column(self, name: str) -> Tensor:
+        """One of COLUMNS as (rows, E, ...), sharing its memory."""
+        flat = torch.as_tensor(getattr(self, name))[: self.rows * self.num_envs]
+        return flat.view(self.rows, self.num_envs, *flat.shape[1:])
+
+    def save(self, directory: Path) -> dict:
+        """Writes what of the ring is not in `directory` yet; returns what `load` needs to put it back.
+
+        The ring is cut by absolute step into segments, a file each; all but the newest are written once.
+        """
+        directory.mkdir(exist_ok=True)
+        length = max(1, self.SEGMENT // self.num_envs)
+        start, segments = max(0, self.steps - self.rows), []
+        while start < self.steps:
+            end = min((start // length + 1) * length, self.steps)
+            path = directory / f"{start // length}-{end}{'-newest' * (end == self.steps)}.npz"
+            if not path.exists():
+                steps = np.arange(start, end)
+                columns = {name: self.column(name)[steps % self.rows].cpu().numpy() for name in self.COLUMNS}
+                write_file(path, lambda file: np.savez(file, steps=steps, **columns))  # noqa: B023, called at once
+            segments.append(path.name)
+            start = end
+        state = {"steps": self.steps, "rng": self.rng.bit_generator.state, "segments": segments}
+        return state
+
+    def load(self, directory: Path, state: dict) -> None:
+        """Puts back what `save` returned `state` for, and deletes what a later, unfinished `save` left."""
+        self.steps, self.rng.bit_generator.state = state["steps"], state["rng"]
+        keep_only(directory, state["segments"])
+        for segment in state["segments"]:
+            with np.load(directory / segment) as saved:
+                kept = saved["steps"] >= self.steps - self.rows
+                rows = torch.from_numpy(saved["steps"][kept] % self.rows)
+                for name in self.COLUMNS:
+                    column = self.column(name)
+                    column[rows.to(column.device)] = torch.from_numpy(saved[name][kept]).to(column.device)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -592,6 +677,15 @@ class ReturnProbe:
         self.length = 0
         return self.predicted, self.followed
 
+    def state(self) -> dict:
+        """What `restore` takes."""
+        pair = (self.length, self.predicted, float(self.followed), self.alpha)
+        return {"rng": self.rng.bit_generator.state, "pair": pair}
+
+    def restore(self, state: dict) -> None:
+        self.rng.bit_generator.state = state["rng"]
+        self.length, self.predicted, self.followed, self.alpha = state["pair"]
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Evaluation
@@ -609,15 +703,19 @@ def evaluate(actor: Actor, args: Args, episodes: int, greedy: bool, seed: int) -
     device = next(actor.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     observations, _ = envs.reset(seed=environment_seeds(np.random.SeedSequence((seed, 1)), num_envs))
-    returns, played = [], np.zeros(num_envs, int)
+    returns, played, sums = [], np.zeros(num_envs, int), np.zeros(num_envs)
     while (played < quota).any():
         inputs = torch.as_tensor(observations, dtype=torch.float32, device=device)
         actions = actor(inputs).argmax(1) if greedy else act(actor, inputs, generator)[0]
-        observations, _, _, _, infos = envs.step(actions.cpu().numpy() + envs.single_action_space.start)
-        for i in np.flatnonzero(infos.get("_episode", [])):
+        observations, rewards, terminated, truncated, _ = envs.step(
+            actions.cpu().numpy() + envs.single_action_space.start
+        )
+        sums += rewards
+        for i in np.flatnonzero(terminated | truncated):
             if played[i] < quota[i]:
-                returns.append(infos["episode"]["r"][i])
+                returns.append(sums[i])
             played[i] += 1
+            sums[i] = 0
     envs.close()
     return np.array(returns, np.float64)
 
@@ -626,10 +724,94 @@ def evaluate(actor: Actor, args: Args, episodes: int, greedy: bool, seed: int) -
 # Checkpoints
 
 
+def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes a whole file or none: under another name first, flushed to disk, then renamed."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def keep_only(directory: Path, names: list[str]) -> None:
+    """Deletes all files of `directory` but those named."""
+    for path in directory.iterdir():
+        if path.name not in names:
+            path.unlink()
+
+
+def save_checkpoint(run_dir: Path, args: Args, agent: Agent, buffer: ReplayBuffer, loop: dict) -> None:
+    """Writes the replay buffer's new segments, then checkpoint.pt that names them: its renaming is the commit.
+
+    `loop` is the state of the training loop, in types that `torch.load(..., weights_only=True)` takes.
+    """
+    learned = {name: x.detach() if isinstance(x, Tensor) else x.state_dict() for name, x in vars(agent).items()}
+    state = {"args": saved_args(args), "agent": learned, "buffer": buffer.save(run_dir / "replay"), "loop": loop}
+    write_file(run_dir / "checkpoint.pt", lambda file: torch.save(state, file))
+    keep_only(run_dir / "replay", state["buffer"]["segments"])
+
+
+def load_checkpoint(run_dir: Path, agent: Agent, buffer: ReplayBuffer, device: torch.device) -> dict:
+    """Puts agent and buffer back as `save_checkpoint` had them; returns `loop`."""
+    state = torch.load(run_dir / "checkpoint.pt", map_location=device, weights_only=True)
+    for name, value in vars(agent).items():
+        if isinstance(value, Tensor):
+            value.data.copy_(state["agent"][name])
+        else:
+            value.load_state_dict(state["agent"][name])
+    buffer.load(run_dir / "replay", state["buffer"])
+    return state["loop"]
+
+
+def saved_args(args: Args) -> dict:
+    """The arguments in types that `torch.load(..., weights_only=True)` takes; where to resume from is none of them."""
+    return asdict(args) | {"resume": None}
+
+
+def resumed_args(args: Args) -> Args:
+    """The arguments of the run in `args.resume`, with the larger --total-timesteps if one is given.
+
+    Refuses a directory without a sound checkpoint, and flags that contradict the run's.
+    """
+    try:
+        saved = torch.load(args.resume / "checkpoint.pt", map_location="cpu", weights_only=True)["args"]
+    except Exception as error:  # torch.load has many for a file that is not sound
+        refuse(f"--resume {args.resume}: no sound checkpoint.pt there ({type(error).__name__})")
+    given = {name: value for name, value in saved_args(args).items() if value != getattr(Args, name)}
+    if given.get("total_timesteps", 0) > saved["total_timesteps"]:
+        saved["total_timesteps"] = given["total_timesteps"]
+    for name, value in given.items():
+        if value != saved[name]:
+            refuse(f"--{name.replace('_', '-')} {value}: the run in {args.resume} has {saved[name]}")
+    return Args(**saved | {"resume": args.resume})
+
+
+class StopSignals:
+    """Notes SIGTERM, SIGINT and, where it exists, SIGUSR1 (what schedulers send before they kill), for the loop to act
+    on after its step. A second SIGINT ends the program at once.
+    """
+
+    NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+
+    def __enter__(self) -> "StopSignals":
+        self.received = None
+        self.before = {n: signal.signal(n, self.note) for n in (getattr(signal, x, None) for x in self.NAMES) if n}
+        return self
+
+    def note(self, number: int, frame) -> None:
+        self.received = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
 def save_agent(agent: Agent, args: Args, observation_shape: tuple[int, ...], num_actions: int, path: Path) -> None:
     """Writes the trained networks with what is needed to build them again; the file's presence marks a finished run."""
     state = {
-        "args": asdict(args),
+        "args": saved_args(args),
         "observation_shape": observation_shape,
         "num_actions": num_actions,
         "log_alpha": agent.log_alpha.detach(),
@@ -637,9 +819,7 @@ def save_agent(agent: Agent, args: Args, observation_shape: tuple[int, ...], num
         "qf1": agent.qf1.state_dict(),
         "qf2": agent.qf2.state_dict(),
     }
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    write_file(path, lambda file: torch.save(state, file))
 
 
 def load_agent(path: Path, device: torch.device | str) -> tuple[Agent, Args]:
@@ -680,8 +860,10 @@ def make_run_dir(args: Args) -> Path:
     raise FileExistsError(run_dir)
 
 
-def make_writer(args: Args, run_dir: Path) -> SummaryWriter:
-    """TensorBoard in `run_dir`, copied to Weights and Biases with --track; the arguments as a table of text."""
+def make_writer(args: Args, run_dir: Path, purge_step: int | None) -> SummaryWriter:
+    """TensorBoard in `run_dir`, less what an interrupted run wrote from `purge_step` on; the arguments as a table of
+    text. With --track all of it goes to Weights and Biases too.
+    """
     if args.track:
         import wandb
 
@@ -693,14 +875,17 @@ def make_writer(args: Args, run_dir: Path) -> SummaryWriter:
             name=run_dir.name,
             dir=run_dir,
         )
-    writer = SummaryWriter(run_dir)
-    rows = "\n".join(f"|{key}|{value}|" for key, value in asdict(args).items())
-    writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
+    writer = SummaryWriter(run_dir, purge_step=purge_step)
+    if not args.resume:
+        rows = "\n".join(f"|{key}|{value}|" for key, value in asdict(args).items())
+        writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
     return writer
 
 
 def train(args: Args) -> Path:
-    """Trains from scratch and returns the run's directory."""
+    """Trains, from scratch or on from the last checkpoint of `args.resume`, and returns the run's directory."""
+    if args.resume:
+        args = resumed_args(args)
     check_args(args)
     check_env_id(args.env_id)
     envs = make_envs(args, args.num_envs)
@@ -708,8 +893,7 @@ def train(args: Args) -> Path:
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = args.torch_deterministic
     torch.set_num_threads(1)  # networks this small gain nothing from a second thread
-    run_dir = make_run_dir(args)
-    writer = make_writer(args, run_dir)
+    run_dir = args.resume or make_run_dir(args)
 
     seeds = np.random.SeedSequence(args.seed)
     warm_up_seed, buffer_seed, probe_seed, action_seed = seeds.spawn(4)
@@ -730,61 +914,107 @@ def train(args: Args) -> Path:
         f"device: {device}; writing to {run_dir}"
     )
 
-    observations, _ = envs.reset(seed=environment_seeds(seeds, args.num_envs))
+    env_seeds = environment_seeds(seeds, args.num_envs)
+    observations, _ = envs.reset(seed=env_seeds)
+    tracker = EpisodeTracker(envs, env_seeds)
     resets = np.zeros(args.num_envs, bool)
-    global_step = updates = logged = reported = 0
-    last_returns = deque(maxlen=20)
-    metrics, log_time, log_step = {}, time.perf_counter(), 0
-    bar = tqdm(total=args.total_timesteps, unit="step", disable=None, dynamic_ncols=True)  # None: only on a terminal
-    while global_step < args.total_timesteps:
-        # Act
-        inputs = torch.as_tensor(observations, dtype=torch.float32, device=device)
-        if global_step < args.learning_starts:
-            actions = warm_up_rng.integers(num_actions, size=args.num_envs)
-            entropies = np.full(args.num_envs, np.log(num_actions))
-        else:
-            actions, entropies = (result.cpu().numpy() for result in act(agent.actor, inputs, generator))
-        next_observations, rewards, terminated, truncated, infos = envs.step(actions + envs.single_action_space.start)
-        buffer.add(observations, actions, rewards, terminated, truncated, entropies, resets)
-        global_step += int((~resets).sum())  # a step that only resets is no agent step
+    global_step = updates = logged = reported = checkpoints = 0
+    last_returns, metrics = deque(maxlen=20), {}
+    if args.resume:
+        loop = load_checkpoint(run_dir, agent, buffer, device)
+        global_step, updates, logged, reported, checkpoints = loop["counts"]
+        last_returns.extend(loop["last_returns"])
+        metrics = loop["metrics"]
+        warm_up_rng.bit_generator.state = loop["warm_up_rng"]
+        generator.set_state(loop["generator"].cpu())
+        probe.restore(loop["probe"])
+        observations, resets = loop["observations"].cpu().numpy(), loop["resets"].cpu().numpy()
+        tracker.restore(loop["tracker"], resets)
+        print(f"resumed at step {global_step:,}")
+    writer = make_writer(args, run_dir, global_step + 1 if args.resume else None)
 
-        for i in np.flatnonzero(infos.get("_episode", [])):
-            last_returns.append(float(infos["episode"]["r"][i]))
-            writer.add_scalar("charts/episodic_return", infos["episode"]["r"][i], global_step)
-            writer.add_scalar("charts/episodic_length", infos["episode"]["l"][i], global_step)
-            bar.set_postfix(mean_return=f"{np.mean(last_returns):.1f}", refresh=False)
-        if global_step > args.learning_starts and not resets[0]:
-            next_inputs = torch.as_tensor(next_observations[:1], dtype=torch.float32, device=device)
-            pair = probe.follow(
-                agent, inputs[:1], actions[0], rewards[0], terminated[0], truncated[0], entropies[0], next_inputs
-            )
-            if pair:
-                writer.add_scalar("diagnostics/q_predicted", pair[0], global_step)
-                writer.add_scalar("diagnostics/q_monte_carlo", pair[1], global_step)
-        observations, resets = next_observations, terminated | truncated
+    def checkpoint() -> None:
+        writer.flush()
+        loop = {
+            "counts": (global_step, updates, logged, reported, checkpoints),
+            "last_returns": list(last_returns),
+            "metrics": metrics,
+            "warm_up_rng": warm_up_rng.bit_generator.state,
+            "generator": generator.get_state(),
+            "probe": probe.state(),
+            "observations": torch.from_numpy(observations),
+            "resets": torch.from_numpy(resets),
+            "tracker": tracker.state(),
+        }
+        save_checkpoint(run_dir, args, agent, buffer, loop)
 
-        # Learn: as many updates as are due, whatever the number of environments
-        learned_steps = min(global_step, args.total_timesteps) - args.learning_starts
-        due = max(0, learned_steps) // args.update_frequency * args.gradient_steps
-        while updates < due:
-            update_step = args.learning_starts + (updates // args.gradient_steps + 1) * args.update_frequency
-            set_schedules(agent, args, update_step)
-            metrics = update(agent, buffer.sample(args.batch_size), args)
-            updates += 1
+    log_time, log_step = time.perf_counter(), global_step
+    bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=None)  # None: only on a terminal
+    with StopSignals() as stop:
+        while global_step < args.total_timesteps:
+            # Act
+            inputs = torch.as_tensor(observations, dtype=torch.float32, device=device)
+            if global_step < args.learning_starts:
+                actions = warm_up_rng.integers(num_actions, size=args.num_envs)
+                entropies = np.full(args.num_envs, np.log(num_actions))
+            else:
+                actions, entropies = (result.cpu().numpy() for result in act(agent.actor, inputs, generator))
+            taken = actions + envs.single_action_space.start
+            next_observations, rewards, terminated, truncated, _ = envs.step(taken)
+            episodes = tracker.step(taken, rewards, terminated | truncated, resets)
+            buffer.add(observations, actions, rewards, terminated, truncated, entropies, resets)
+            global_step += int((~resets).sum())  # a step that only resets is no agent step
 
-        # Log
-        if metrics and global_step // LOG_FREQUENCY > logged:
-            logged = global_step // LOG_FREQUENCY
-            now = time.perf_counter()
-            writer.add_scalar("charts/SPS", (global_step - log_step) / (now - log_time), global_step)
-            log_time, log_step = now, global_step
-            for tag, value in metrics.items():
-                writer.add_scalar(tag, value.item(), global_step)
-        bar.update(global_step - bar.n)
-        if bar.disable and global_step * 20 // args.total_timesteps > reported:  # no terminal: a plain line every 5%
-            reported = global_step * 20 // args.total_timesteps
-            mean_return = np.mean(last_returns) if last_returns else math.nan
-            print(f"step {global_step:,}: mean return of the last 20 episodes {mean_return:.1f}", flush=True)
+            for _, episode_return, length in episodes:
+                last_returns.append(episode_return)
+                writer.add_scalar("charts/episodic_return", episode_return, global_step)
+                writer.add_scalar("charts/episodic_length", length, global_step)
+                bar.set_postfix(mean_return=f"{np.mean(last_returns):.1f}", refresh=False)
+            if global_step > args.learning_starts and not resets[0]:
+                next_inputs = torch.as_tensor(next_observations[:1], dtype=torch.float32, device=device)
+                pair = probe.follow(
+                    agent, inputs[:1], actions[0], rewards[0], terminated[0], truncated[0], entropies[0], next_inputs
+                )
+                if pair:
+                    writer.add_scalar("diagnostics/q_predicted", pair[0], global_step)
+                    writer.add_scalar("diagnostics/q_monte_carlo", pair[1], global_step)
+            observations, resets = next_observations, terminated | truncated
+
+            # Learn: as many updates as are due, whatever the number of environments
+            learned_steps = min(global_step, args.total_timesteps) - args.learning_starts
+            due = max(0, learned_steps) // args.update_frequency * args.gradient_steps
+            while updates < due:
+                update_step = args.learning_starts + (updates // args.gradient_steps + 1) * args.update_frequency
+                set_schedules(agent, args, update_step)
+                metrics = update(agent, buffer.sample(args.batch_size), args)
+                updates += 1
+
+            # Log
+            if metrics and global_step // LOG_FREQUENCY > logged:
+                logged = global_step // LOG_FREQUENCY
+                now = time.perf_counter()
+                writer.add_scalar("charts/SPS", (global_step - log_step) / (now - log_time), global_step)
+                log_time, log_step = now, global_step
+                for tag, value in metrics.items():
+                    writer.add_scalar(tag, value.item(), global_step)
+            bar.update(global_step - bar.n)
+            if bar.disable and global_step * 20 // args.total_timesteps > reported:  # a plain line every 5%
+                reported = global_step * 20 // args.total_timesteps
+                mean_return = np.mean(last_returns) if last_returns else math.nan
+                print(f"step {global_step:,}: mean return of the last 20 episodes {mean_return:.1f}", flush=True)
+
+            # Keep
+            if stop.received or global_step // args.checkpoint_frequency > checkpoints:
+                checkpoints = global_step // args.checkpoint_frequency
+                checkpoint()
+            if stop.received:
+                bar.close()
+                envs.close()
+                writer.close()
+                name = signal.Signals(stop.received).name
+                print(f"{name}: stopped at step {global_step:,}; to go on:\npython {sys.argv[0]} --resume {run_dir}")
+                raise SystemExit(128 + stop.received)
+        checkpoint()
     bar.close()
     envs.close()
     writer.close()

@@ -313,6 +313,7 @@ def test_classic_steps_are_those_of_single_environments(env_id):
     num_envs, seeds = 3, [7, 8, 9]
     envs = sdsac_classic.make_envs(sdsac_classic.Args(env_id=env_id), num_envs)
     observations, _ = envs.reset(seed=seeds)
+    tracker = sdsac_classic.EpisodeTracker(envs, seeds)
     singles = [gym.make(env_id) for _ in range(num_envs)]
     for single, seed in zip(singles, seeds, strict=True):
         single.reset(seed=seed)
@@ -320,8 +321,9 @@ def test_classic_steps_are_those_of_single_environments(env_id):
     rng, episodes = np.random.default_rng(4), 0
     for _ in range(300):
         actions = rng.integers(envs.single_action_space.n, size=num_envs)
-        observations, rewards, terminated, truncated, infos = envs.step(actions)
-        finished = infos.get("_episode", np.zeros(num_envs, bool))
+        resets = over.copy()
+        observations, rewards, terminated, truncated, _ = envs.step(actions)
+        finished = {i: rest for i, *rest in tracker.step(actions, rewards, terminated | truncated, resets)}
         for i, single in enumerate(singles):
             if over[i]:
                 (observation, _), expected = single.reset(), (0.0, False, False)
@@ -333,11 +335,10 @@ def test_classic_steps_are_those_of_single_environments(env_id):
             np.testing.assert_array_equal(observations[i], gym.spaces.flatten(single.observation_space, observation))
             assert (rewards[i], terminated[i], truncated[i]) == tuple(expected)
             over[i] = terminated[i] or truncated[i]
-            assert finished[i] == over[i]
+            assert (i in finished) == over[i]
             if over[i]:
                 episodes += 1
-                assert infos["episode"]["r"][i] == returns[i]
-                assert infos["episode"]["l"][i] == lengths[i]
+                assert finished[i] == [returns[i], lengths[i]]
     assert episodes >= 10
     envs.close()
 

@@ -153,7 +153,7 @@ def test_every_variant_trains_logs_and_saves(script, variant):
     loaded, loaded_args = script.load_agent(run_dir / "agent.pt", "cpu")
     assert loaded_args == args
     assert all(same(learners(loaded), learners(agent)))
-    assert not run_dir.joinpath("agent.tmp").exists()
+    assert not list(run_dir.glob("*.unfinished"))
     assert run_dir.parent.name == "runs"
     assert run_dir.name.startswith(f"{args.env_id}__{script.__name__}__{args.seed}__")
 
@@ -519,6 +519,7 @@ SHARED = [
     *("Batch", "Agent", "soft_value", "average_or_min", "critic_loss", "clipped_fraction", "actor_loss"),
     *("entropy_penalty", "entropy_of", "temperature_loss", "make_agent", "critic_parameters", "update", "step", "act"),
     *("ReturnProbe", "save_agent", "load_agent", "set_schedules", "make_run_dir", "make_writer", "refuse"),
+    *("write_file", "keep_only", "save_checkpoint", "load_checkpoint", "saved_args", "resumed_args", "StopSignals"),
     "check_args",
 ]
 
