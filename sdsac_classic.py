@@ -80,7 +80,7 @@ class Args:
     """the discount factor"""
     n_step: int = 3
     """steps of reward before the bootstrap; entropy enters only at the bootstrap, so n also scales its weight"""
-    tau: float = 0.02
+    tau: float = 0.05
     """the share of the critics that flows into their targets at each target update"""
     target_network_frequency: int = 1
     """agent steps between target updates; with a value no larger than --update-frequency, every update moves them"""
@@ -92,9 +92,9 @@ class Args:
     """agent steps between updates"""
     gradient_steps: int = 1
     """updates each time one is due; all of them move the targets, or none"""
-    policy_lr: float = 1e-3
+    policy_lr: float = 2e-3
     """learning rate of the actor"""
-    q_lr: float = 1e-3
+    q_lr: float = 2e-3
     """learning rate of the critics and of the temperature"""
     anneal_lr: bool = True
     """if toggled, the learning rates fall linearly to zero over the run"""

@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import sdsac_classic
 
-SEEDS = [1, 2, 3]  # settings were chosen on seeds above 100
+SEEDS = [11, 12, 13]  # settings were chosen on 1 to 10 and 101 to 105
 
 
 def greedy_mean(directory, seed):
