@@ -5,7 +5,8 @@
 
 Writes benchmark/results/NAME.csv (env_id, exp_name, seed, step, episodic_return; one row per episode) and NAME.png:
 each seed's mean return over bins of agent steps, thin; their mean, thick; and the 95% bootstrap interval of that mean
-over seeds, shaded. Prints, per seed, the mean return of the last 20 episodes.
+over seeds, shaded. A bin in which not every seed ended an episode has no mean. Prints, per seed, the mean return of
+the last 20 episodes.
 """
 
 import csv
@@ -78,7 +79,8 @@ def main(args: Args) -> None:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for own in means:
         shown = ~np.isnan(own)
-        axes.plot(steps[shown], own[shown], color="tab:blue", linewidth=0.8, alpha=0.4)
+        thin = {"linewidth": 0.8, "alpha": 0.4} if len(seeds) > 1 else {"linewidth": 2}
+        axes.plot(steps[shown], own[shown], color="tab:blue", **thin)
     if len(seeds) > 1:
         draws = np.random.default_rng(0).integers(len(seeds), size=(2000, len(seeds)))
         full = ~np.isnan(means).any(0)  # bins in which every seed ended an episode
@@ -89,7 +91,7 @@ def main(args: Args) -> None:
         axes.axhline(args.threshold, color="black", linestyle="--", linewidth=1)
     count = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     title = f"{rows[0]['env_id']}, {rows[0]['exp_name']}, {count}"
-    axes.set(title=title, xlabel="agent steps", ylabel="episodic return")
+    axes.set(title=title, xlabel="agent steps", ylabel=f"episodic return, means of {steps[0]:,.0f} steps")
     axes.grid(alpha=0.3)
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
