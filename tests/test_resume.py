@@ -82,7 +82,7 @@ def test_interrupted_classic_runs_end_as_uninterrupted_ones_bit_for_bit(env_id, 
     rng = random.Random(0)
     process = start("sdsac_classic", **flags, exp_name="whole")
     for number in signals:
-        run_dir, status, output = interrupt(process, number, rng.uniform(0, 0.5))
+        run_dir, status, output = interrupt(process, number, rng.uniform(0, 0.2))
         assert not (run_dir / "agent.pt").exists(), "the run was over before the signal came"
         if number == signal.SIGKILL:
             assert status == -signal.SIGKILL
