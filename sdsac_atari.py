@@ -4,6 +4,7 @@
 #     "ale-py==0.12.1",
 #     "gymnasium==1.4.0",
 #     "numpy==2.4.6",
+#     "psutil==7.2.2",
 #     "tensorboard==2.21.0",
 #     "torch==2.13.0",
 #     "tqdm==4.70.1",
@@ -25,13 +26,16 @@ A for the number of actions, E for the number of environments; a step is an agen
 
 import copy
 import importlib.util
+import io
 import math
 import os
+import shlex
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
@@ -39,6 +43,7 @@ from typing import BinaryIO, NamedTuple, NoReturn
 import ale_py
 import gymnasium as gym
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 import tyro
@@ -50,8 +55,11 @@ from tqdm import tqdm
 gym.register_envs(ale_py)
 
 LOG_FREQUENCY = 1_000  # agent steps between two entries of the losses in TensorBoard
+PROGRESS_SECONDS = 30  # between two lines of progress where there is no terminal for a bar
+FILM_PACKAGES = {"moviepy": "moviepy", "cv2": "opencv-python-headless"}  # module: what pip calls it
 PROBE_PROBABILITY = 0.01  # chance per step of environment 0 that the diagnostics begin to follow a pair
 FRAME_SKIP = 4  # frames that each action is repeated for; the last two are maxed
+GREEDY_EPSILON = 0.01  # share of random actions in greedy play, so that none stands still before an unserved ball
 CPU_BF16 = torch.cpu._is_avx512_bf16_supported()  # the encoder is faster in bfloat16 where the CPU has it
 
 
@@ -75,6 +83,14 @@ class Args:
     """directory of an interrupted run to go on with, to its --total-timesteps or to a larger one given here"""
     checkpoint_frequency: int = 100_000
     """agent steps between checkpoints; one is also written at the end and on SIGTERM, SIGINT and SIGUSR1"""
+    evaluate: Path | None = None
+    """agent.pt, or the directory, of a finished run: plays it greedy and sampled, prints the returns, trains nothing"""
+    eval_episodes: int = 30
+    """games per evaluation, shared out evenly over up to 10 environments"""
+    eval_frequency: int | None = None
+    """agent steps between evaluations of the greedy policy during training; None for no evaluation"""
+    capture_video: bool = False
+    """if toggled, the trained agent, or that of --evaluate, is filmed (`pip install moviepy opencv-python-headless`)"""
 
     env_id: str = "BreakoutNoFrameskip-v4"
     """the id of the game: *NoFrameskip-v4 (deterministic), *NoFrameskip-v0 or ALE/*-v5 (sticky actions)"""
@@ -141,16 +157,18 @@ def check_args(args: Args) -> None:
         if not holds:
             refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {what}")
 
-    counts = ("total_timesteps", "num_envs", "n_step", "batch_size", "gradient_steps")
-    for name in (*counts, "target_network_frequency", "checkpoint_frequency"):
-        require(name, getattr(args, name) >= 1, "at least 1")
+    counts = ("total_timesteps", "num_envs", "n_step", "batch_size", "target_network_frequency", "checkpoint_frequency")
+    for name in (*counts, "eval_episodes"):
+        require(name, 1 <= getattr(args, name) <= 10**12, "from 1 to 10^12")
+    require("eval_frequency", args.eval_frequency is None or 1 <= args.eval_frequency <= 10**12, "from 1 to 10^12")
+    require("gradient_steps", 1 <= args.gradient_steps <= 1000, "from 1 to 1000")
     for name in ("gamma", "target_entropy_scale"):
         require(name, 0 <= getattr(args, name) <= 1, "from 0 to 1")
     require("tau", 0 < args.tau <= 1, "above 0 and at most 1")
     for name in ("policy_lr", "q_lr", "alpha", "clip_range"):
-        require(name, 0 < getattr(args, name) < math.inf, "positive and finite")
-    require("beta", 0 <= args.beta < math.inf, "at least 0 and finite")
-    require("max_grad_norm", args.max_grad_norm is None or 0 < args.max_grad_norm < math.inf, "positive and finite")
+        require(name, 0 < getattr(args, name) <= 1e9, "above 0 and at most 1e9")
+    require("beta", 0 <= args.beta <= 1e9, "from 0 to 1e9")
+    require("max_grad_norm", args.max_grad_norm is None or 0 < args.max_grad_norm <= 1e9, "above 0 and at most 1e9")
     require("seed", 0 <= args.seed < 2**63, "from 0 to 2^63 - 1")
     first, last = args.num_envs * (args.n_step + 1), args.total_timesteps - 1  # first: a chain is complete
     require(
@@ -162,6 +180,27 @@ def check_args(args: Args) -> None:
     require("buffer_size", args.buffer_size >= smallest, f"at least {smallest}, for this batch, num_envs and n_step")
     if args.track and importlib.util.find_spec("wandb") is None:
         refuse("--track needs Weights and Biases: pip install wandb")
+    missing = [package for module, package in FILM_PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if args.capture_video and missing:
+        refuse(f"--capture-video needs more: pip install {' '.join(missing)}")
+
+
+def available_memory() -> int:
+    """Bytes that this process may take: free on the machine, and no more than its container is allowed."""
+    available = psutil.virtual_memory().available
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
+        with suppress(OSError, ValueError):  # there is none, or it is "max"
+            available = min(available, int(Path("/sys/fs/cgroup", limit).read_text()))
+    return available
+
+
+def check_memory(args: Args, needed: int) -> None:
+    """Refuses a replay buffer of `needed` bytes that the machine's memory does not hold."""
+    available = available_memory()
+    if needed > available:
+        fits = int(0.9 * args.buffer_size * available / needed)
+        figures = f"takes {needed / 1e9:.2f} GB of memory, {available / 1e9:.2f} GB are free; {fits} fits"
+        refuse(f"--buffer-size {args.buffer_size}: {figures}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -313,11 +352,8 @@ class ReplayBuffer:
         self.rows = size // num_envs  # a row is one step of all environments
         self.stack, *self.frame_shape = observation_shape
         count = self.rows * num_envs + 1  # the last one stays black: what a stack shows before a game's first frame
-        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
-        on_device = free > 1.2 * count * math.prod(self.frame_shape)  # a fifth for the networks
-        self.frames = torch.empty(
-            (count, *self.frame_shape), dtype=torch.uint8, device=self.device if on_device else "cpu"
-        )
+        place = self.device if self.fits(size, observation_shape, self.device) else "cpu"
+        self.frames = torch.empty((count, *self.frame_shape), dtype=torch.uint8, device=place)
         self.frames[-1] = 0
         self.ages = np.zeros(self.rows * num_envs, np.uint8)  # frames of the game before this one, up to a full stack
         self.current_ages = np.zeros(num_envs, np.uint8)
@@ -331,10 +367,16 @@ class ReplayBuffer:
         self.powers = gamma ** np.arange(n_step + 1)
         self.rng = np.random.default_rng(seed)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory once the ring is full."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray | Tensor))
+    @staticmethod
+    def fits(size: int, observation_shape: tuple[int, ...], device: torch.device) -> bool:
+        """Whether the frames fit into the memory of `device`, a GPU, with a fifth to spare for the networks."""
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        return free > 1.2 * ReplayBuffer.nbytes(size, observation_shape)
+
+    @staticmethod
+    def nbytes(size: int, observation_shape: tuple[int, ...]) -> int:
+        """Bytes of memory that a full ring of `size` transitions takes."""
+        return size * (math.prod(observation_shape[1:]) + 13)  # a frame and the columns
 
     def add(self, observations, actions, rewards, terminated, truncated, entropies, resets) -> None:
         """Stores one step of all environments, each argument with leading axis E.
@@ -479,6 +521,7 @@ class Agent:
     q_optimizer: torch.optim.Optimizer
     a_optimizer: torch.optim.Optimizer
     target_step: Tensor  # 0-d: the share of the critics that flows into the targets at the next update, tau or 0
+    not_finite: Tensor  # (2,) int64: the first metric that was not finite, and the updates since, that one included
 
 
 def soft_value(q: Tensor, log_pi: Tensor, alpha: Tensor | float) -> Tensor:
@@ -570,7 +613,8 @@ def make_agent(args: Args, observation_shape: tuple[int, ...], num_actions: int,
     a_optimizer = adam([log_alpha], args.q_lr)
     networks = (encoder, encoder_target, actor, qf1, qf2, qf1_target, qf2_target)
     target_step = torch.tensor(args.tau, device=device)
-    return Agent(*networks, log_alpha, actor_optimizer, q_optimizer, a_optimizer, target_step)
+    not_finite = torch.zeros(2, dtype=torch.int64, device=device)
+    return Agent(*networks, log_alpha, actor_optimizer, q_optimizer, a_optimizer, target_step, not_finite)
 
 
 def critic_parameters(encoder: Encoder, qf1: SoftQNetwork, qf2: SoftQNetwork) -> list[Tensor]:
@@ -608,13 +652,13 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
     q1_taken, q2_taken = q1.gather(1, actions).squeeze(1), q2.gather(1, actions).squeeze(1)  # (B,)
     qf1_loss = critic_loss(q1_taken, q1_target, y, clip_range)
     qf2_loss = critic_loss(q2_taken, q2_target, y, clip_range)
-    step(agent.q_optimizer, qf1_loss + qf2_loss, args.max_grad_norm)
+    critic_grad_norm = step(agent.q_optimizer, qf1_loss + qf2_loss, args.max_grad_norm)
 
     # Actor
     log_pi = F.log_softmax(agent.actor.head(features.detach()), dim=1)  # (B, A)
     q = average_or_min(q1, q2, args.double_average)
     policy_loss = actor_loss(log_pi, q, alpha, batch.old_entropies, beta)
-    step(agent.actor_optimizer, policy_loss, args.max_grad_norm)
+    actor_grad_norm = step(agent.actor_optimizer, policy_loss, args.max_grad_norm)
 
     # Temperature
     entropy = entropy_of(log_pi.detach())  # (B,)
@@ -630,14 +674,14 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
         target = critic_parameters(agent.encoder_target, agent.qf1_target, agent.qf2_target)
         torch._foreach_lerp_(target, online, [agent.target_step] * len(target))
 
-    return {
+    metrics = {
+        "losses/alpha": alpha,
         "losses/qf1_values": q1_taken.detach().mean(),
         "losses/qf2_values": q2_taken.detach().mean(),
         "losses/qf1_loss": qf1_loss.detach(),
         "losses/qf2_loss": qf2_loss.detach(),
         "losses/qf_loss": (qf1_loss + qf2_loss).detach() / 2,
         "losses/actor_loss": policy_loss.detach(),
-        "losses/alpha": alpha,
         "losses/alpha_loss": alpha_loss.detach(),
         "losses/entropy_penalty": entropy_penalty(log_pi.detach(), batch.old_entropies, beta),
         "losses/q_clip_fraction": (
@@ -645,18 +689,35 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
             + clipped_fraction(q2_taken.detach(), q2_target, y, clip_range)
         )
         / 2,
+        "losses/critic_grad_norm": critic_grad_norm,
+        "losses/actor_grad_norm": actor_grad_norm,
         "policy/entropy": entropy.mean(),
         "policy/old_entropy": batch.old_entropies.mean(),
     }
+    latch(agent.not_finite, torch.stack([*metrics.values()]).isfinite())
+    return metrics
 
 
-def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float | None) -> None:
-    """One step down the gradient of `loss`, whose norm over all of the optimiser's parameters is clipped."""
+def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float | None) -> Tensor:
+    """One step down the gradient of `loss`; returns its norm, before clipping, over all of the parameters."""
     optimizer.zero_grad()
     loss.backward()
+    parameters = optimizer.param_groups[0]["params"]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
     if max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     optimizer.step()
+    return norm
+
+
+def latch(not_finite: Tensor, finite: Tensor) -> None:
+    """Notes in `not_finite`, (2,) int64, the first index of `finite`, (N,) bool, ever to be False, and the calls since.
+
+    Both stay on the device; the loop looks at them when it waits for actions anyway.
+    """
+    index, calls = not_finite[0], not_finite[1]
+    index.copy_(torch.where(calls > 0, index, finite.int().argmin()))
+    calls += (calls > 0) | ~finite.all()
 
 
 @torch.no_grad()
@@ -746,7 +807,16 @@ class GameTracker:
 
 
 @torch.no_grad()
-def evaluate(actor: Actor, args: Args, episodes: int, greedy: bool, seed: int) -> np.ndarray:
+def greedy_actions(actor: Actor, observations: Tensor, generator: torch.Generator) -> Tensor:
+    """The most probable actions, (E,) int64, but for a share of GREEDY_EPSILON that is uniformly random."""
+    logits = actor(observations)
+    uniform = torch.randint(logits.shape[1], logits.shape[:1], generator=generator, device=logits.device)
+    exchange = torch.rand(len(logits), generator=generator, device=logits.device) < GREEDY_EPSILON
+    return torch.where(exchange, uniform, logits.argmax(1))
+
+
+@torch.no_grad()
+def evaluate(actor: Actor, args: Args, episodes: int, greedy: bool, seed: int, stop=None) -> np.ndarray:
     """Raw scores of `episodes` whole games, (episodes,) float64, greedy or sampled, in environments of their own.
 
     Every environment plays its quota: stopping at the first so many games to finish would favour short ones.
@@ -759,9 +829,9 @@ def evaluate(actor: Actor, args: Args, episodes: int, greedy: bool, seed: int) -
     observations, infos = envs.reset(seed=environment_seeds(np.random.SeedSequence((seed, 1)), num_envs))
     tracker = GameTracker(infos)
     returns, played = [], np.zeros(num_envs, int)
-    while (played < quota).any():
+    while (played < quota).any() and not (stop and stop.received):
         inputs = torch.as_tensor(observations, device=device)
-        actions = actor(inputs).argmax(1) if greedy else act(actor, inputs, generator)[0]
+        actions = greedy_actions(actor, inputs, generator) if greedy else act(actor, inputs, generator)[0]
         observations, rewards, terminated, truncated, infos = envs.step(actions.cpu().numpy())
         _, games = tracker.step(rewards, terminated, truncated, infos)
         for i, game_return, _ in games:
@@ -772,18 +842,71 @@ def evaluate(actor: Actor, args: Args, episodes: int, greedy: bool, seed: int) -
     return np.array(returns, np.float64)
 
 
+class FireReset(gym.Wrapper):
+    """Presses FIRE for one frame at the start of a game that has it, as ALE's vector environment does."""
+
+    def reset(self, **kwargs):
+        observation, info = self.env.reset(**kwargs)
+        meanings = self.env.unwrapped.get_action_meanings()
+        if "FIRE" in meanings:
+            observation, _, _, _, info = self.env.step(meanings.index("FIRE"))
+        return observation, info
+
+
+@torch.no_grad()
+def film(actor: Actor, args: Args, directory: Path, seed: int) -> Path:
+    """Films a game, greedily played and every frame of it, with Gymnasium's recorder; returns the video's path."""
+    env = gym.make(args.env_id, render_mode="rgb_array", frameskip=1)
+    name = f"{args.env_id}__{seed}".replace("/", "-")
+    env = FireReset(gym.wrappers.RecordVideo(env, str(directory), name_prefix=name, disable_logger=True))
+    env = gym.wrappers.AtariPreprocessing(env, noop_max=0, frame_skip=FRAME_SKIP)
+    env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
+    device = next(actor.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    observation, _ = env.reset(seed=seed & 0x7FFFFFFF)
+    ended = False
+    while not ended:
+        inputs = torch.as_tensor(observation[None], device=device)
+        observation, _, terminated, truncated, _ = env.step(greedy_actions(actor, inputs, generator).item())
+        ended = terminated or truncated
+    env.close()
+    return directory / f"{name}-episode-0.mp4"
+
+
+def play(args: Args) -> None:
+    """Plays the agent of --evaluate, greedy and sampled, prints the returns and films it with --capture-video."""
+    check_args(args)
+    check_env_id(args.env_id)
+    path = agent_file(args.evaluate)
+    agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    print(f"{trained.env_id}, trained for {trained.total_timesteps:,} steps with seed {trained.seed}: {path}")
+    print(f"{'':8}{'mean':>9}{'deviation':>11}{'median':>9}{'min':>9}{'max':>9}{'distinct':>10}{'episodes':>10}")
+    for mode, greedy in (("greedy", True), ("sampled", False)):
+        returns = evaluate(agent.actor, trained, args.eval_episodes, greedy, args.seed)
+        mean, low, high = f"{returns.mean():9.2f}{returns.std():11.2f}", returns.min(), returns.max()
+        distinct = len(np.unique(returns))
+        print(f"{mode:8}{mean}{np.median(returns):9g}{low:9g}{high:9g}{distinct:10}{len(returns):10}", flush=True)
+    if args.capture_video:
+        print(f"filmed: {film(agent.actor, trained, path.parent / 'videos', args.seed)}")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Checkpoints
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes a whole file or none: under another name first, flushed to disk, then renamed."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    """Writes a whole file or none: in memory first, then under another name, flushed to disk, and renamed."""
+    content, unfinished = io.BytesIO(), path.with_name(path.name + ".unfinished")
+    write(content)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:  # a full disk, say
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def keep_only(directory: Path, names: list[str]) -> None:
@@ -816,27 +939,77 @@ def load_checkpoint(run_dir: Path, agent: Agent, buffer: ReplayBuffer, device: t
     return state["loop"]
 
 
+def last_checkpoint(run_dir: Path) -> str:
+    """Says what there is to go on from."""
+    if not (run_dir / "checkpoint.pt").exists():
+        return "there is no checkpoint yet"
+    step = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)["loop"]["counts"][0]
+    command = shlex.join(["python", sys.argv[0], "--resume", str(run_dir)])
+    return f"the last good checkpoint is of step {step:,}; to go on from it:\n{command}"
+
+
 def saved_args(args: Args) -> dict:
-    """The arguments in types that `torch.load(..., weights_only=True)` takes; where to resume from is none of them."""
-    return asdict(args) | {"resume": None}
+    """The arguments in types that `torch.load(..., weights_only=True)` takes, less the paths to go on from."""
+    return asdict(args) | {"resume": None, "evaluate": None}
 
 
-def resumed_args(args: Args) -> Args:
-    """The arguments of the run in `args.resume`, with the larger --total-timesteps if one is given.
+def agent_file(path: Path) -> Path:
+    """What --evaluate means: an agent.pt, or the one in a run's directory."""
+    return path / "agent.pt" if path.is_dir() else path
 
-    Refuses a directory without a sound checkpoint, and flags that contradict the run's.
+
+def read_args(command: list[str] | None = None) -> Args:
+    """The arguments of the command line. With --resume and --evaluate, what is not given there is as the run has it.
+
+    Refuses what is no sound checkpoint or agent, and flags that contradict the run's.
+    """
+    args = tyro.cli(Args, args=command)
+    if args.resume and args.evaluate:
+        refuse(f"--evaluate {args.evaluate}: not together with --resume, which trains")
+    if args.resume:
+        flag, path, file = "--resume", args.resume, args.resume / "checkpoint.pt"
+        free = ("resume", "total_timesteps")
+    elif args.evaluate:
+        flag, path, file = "--evaluate", args.evaluate, agent_file(args.evaluate)
+        free = ("evaluate", "eval_episodes", "capture_video", "cuda", "seed")
+    else:
+        return args
+    try:
+        saved = Args(**torch.load(file, map_location="cpu", weights_only=True)["args"])
+    except Exception as error:  # torch.load has many for a file that is not sound
+        refuse(f"{flag} {path}: no sound {file.name} there ({type(error).__name__})")
+    if (args.resume or args.capture_video) and not os.access(file.parent, os.W_OK):
+        refuse(f"{flag} {path}: that directory cannot be written to")
+    args = tyro.cli(Args, args=command, default=saved)
+    for name, value in vars(args).items():
+        if name not in free and value != getattr(saved, name):
+            refuse(f"--{name.replace('_', '-')} {value}: the run in {file.parent} has {getattr(saved, name)}")
+    if args.total_timesteps < saved.total_timesteps:
+        refuse(f"--total-timesteps {args.total_timesteps}: the run in {path} has {saved.total_timesteps}, or more")
+    return args
+
+
+def check_finite(agent: Agent, metrics: dict[str, Tensor], updates: int, run_dir: Path) -> None:
+    """Ends the program, with exit status 3, if an update measured what is not finite. Waits for the device."""
+    index, since = agent.not_finite.tolist()
+    if since:
+        name = list(metrics)[index]
+        tqdm.write(
+            f"error: {name} was not finite at update {updates - since + 1:,}; {last_checkpoint(run_dir)}", sys.stderr
+        )
+        raise SystemExit(3)
+
+
+@contextmanager
+def disk_trouble(run_dir: Path) -> Iterator[None]:
+    """Ends the program, with exit status 4, when a file cannot be written: on a full disk a run stops. Files that were
+    whole stay so, and the run goes on from its last checkpoint when there is space again.
     """
     try:
-        saved = torch.load(args.resume / "checkpoint.pt", map_location="cpu", weights_only=True)["args"]
-    except Exception as error:  # torch.load has many for a file that is not sound
-        refuse(f"--resume {args.resume}: no sound checkpoint.pt there ({type(error).__name__})")
-    given = {name: value for name, value in saved_args(args).items() if value != getattr(Args, name)}
-    if given.get("total_timesteps", 0) > saved["total_timesteps"]:
-        saved["total_timesteps"] = given["total_timesteps"]
-    for name, value in given.items():
-        if value != saved[name]:
-            refuse(f"--{name.replace('_', '-')} {value}: the run in {args.resume} has {saved[name]}")
-    return Args(**saved | {"resume": args.resume})
+        yield
+    except OSError as error:
+        tqdm.write(f"error: {error}; {last_checkpoint(run_dir)}", sys.stderr)
+        raise SystemExit(4) from error
 
 
 class StopSignals:
@@ -909,6 +1082,8 @@ def make_run_dir(args: Args) -> Path:
             return run_dir
         except FileExistsError:
             continue
+        except OSError as error:
+            refuse(f"{run_dir}: cannot be created here ({error.strerror})")
     raise FileExistsError(run_dir)
 
 
@@ -935,15 +1110,19 @@ def make_writer(args: Args, run_dir: Path, purge_step: int | None) -> SummaryWri
 
 
 def train(args: Args) -> Path:
-    """Trains, from scratch or on from the last checkpoint of `args.resume`, and returns the run's directory."""
-    if args.resume:
-        args = resumed_args(args)
+    """Trains, from scratch or on from the last checkpoint of `args.resume`, and returns the run's directory.
+
+    A run that is resumed needs its own arguments: `read_args` gives them.
+    """
     check_args(args)
     check_env_id(args.env_id)
     envs = make_envs(args, args.num_envs)
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = args.torch_deterministic
+    buffer_bytes = ReplayBuffer.nbytes(args.buffer_size, observation_shape)
+    if not ReplayBuffer.fits(args.buffer_size, observation_shape, device):
+        check_memory(args, buffer_bytes)
     run_dir = args.resume or make_run_dir(args)
 
     seeds = np.random.SeedSequence(args.seed)
@@ -965,7 +1144,7 @@ def train(args: Args) -> Path:
         "protocol: raw scores of whole games; the learner's rewards are clipped to [-1, 1], and a lost life ends its "
         "bootstrapping, not the game\n"
         f"alpha: {tuned if args.autotune else f'fixed at {args.alpha}'} (uniform policy: {np.log(num_actions):.3f})\n"
-        f"replay buffer: {args.buffer_size:,} transitions, {buffer.nbytes / 1e9:.2f} GB on {buffer.frames.device}\n"
+        f"replay buffer: {args.buffer_size:,} transitions, {buffer_bytes / 1e9:.2f} GB on {buffer.frames.device}\n"
         f"device: {device}; writing to {run_dir}"
     )
     if device.type == "cpu":
@@ -973,11 +1152,11 @@ def train(args: Args) -> Path:
 
     observations, infos = envs.reset(seed=environment_seeds(seeds, args.num_envs))
     tracker = GameTracker(infos)
-    global_step = updates = logged = reported = checkpoints = 0
+    global_step = updates = logged = checkpoints = evaluations = 0
     last_returns, metrics = deque(maxlen=20), {}
     if args.resume:
         loop = load_checkpoint(run_dir, agent, buffer, device)
-        global_step, updates, logged, reported, checkpoints = loop["counts"]
+        global_step, updates, logged, checkpoints, evaluations = loop["counts"]
         last_returns.extend(loop["last_returns"])
         metrics = loop["metrics"]
         warm_up_rng.bit_generator.state = loop["warm_up_rng"]
@@ -992,9 +1171,10 @@ def train(args: Args) -> Path:
     writer = make_writer(args, run_dir, global_step + 1 if args.resume else None)
 
     def checkpoint() -> None:
+        check_finite(agent, metrics, updates, run_dir)
         writer.flush()
         loop = {
-            "counts": (global_step, updates, logged, reported, checkpoints),
+            "counts": (global_step, updates, logged, checkpoints, evaluations),
             "last_returns": list(last_returns),
             "metrics": metrics,
             "warm_up_rng": warm_up_rng.bit_generator.state,
@@ -1004,10 +1184,28 @@ def train(args: Args) -> Path:
         }
         save_checkpoint(run_dir, args, agent, buffer, loop)
 
-    log_time, log_step = time.perf_counter(), global_step
+    log_time, log_step = report_time, report_step = time.perf_counter(), global_step
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=None)  # None: only on a terminal
-    with StopSignals() as stop:
-        while global_step < args.total_timesteps:
+    with StopSignals() as stop, disk_trouble(run_dir), closing(writer), closing(envs), closing(bar):
+        while True:
+            # Evaluate
+            if args.eval_frequency and global_step // args.eval_frequency > evaluations:
+                returns = evaluate(agent.actor, args, args.eval_episodes, True, args.seed, stop)
+                if not stop.received:
+                    evaluations = global_step // args.eval_frequency
+                    writer.add_scalar("eval/episodic_return", returns.mean(), global_step)
+
+            # Keep
+            finished = global_step >= args.total_timesteps
+            if finished or stop.received or global_step // args.checkpoint_frequency > checkpoints:
+                checkpoints = global_step // args.checkpoint_frequency
+                checkpoint()
+            if stop.received:
+                tqdm.write(f"{signal.Signals(stop.received).name} at step {global_step:,}; {last_checkpoint(run_dir)}")
+                raise SystemExit(128 + stop.received)
+            if finished:
+                break
+
             # Act
             inputs = torch.from_numpy(observations).to(device)
             if global_step < args.learning_starts:
@@ -1015,6 +1213,7 @@ def train(args: Args) -> Path:
                 entropies = np.full(args.num_envs, np.log(num_actions))
             else:
                 actions, entropies = (result.cpu().numpy() for result in act(agent.actor, inputs, generator))
+                check_finite(agent, metrics, updates, run_dir)
             envs.send(actions)
 
             # Learn while the games run on: as many updates as are due, whatever the number of environments
@@ -1056,27 +1255,18 @@ def train(args: Args) -> Path:
                 for tag, value in metrics.items():
                     writer.add_scalar(tag, value.item(), global_step)
             bar.update(global_step - bar.n)
-            if bar.disable and global_step * 20 // args.total_timesteps > reported:  # a plain line every 5%
-                reported = global_step * 20 // args.total_timesteps
+            now = time.perf_counter()
+            if bar.disable and now - report_time > PROGRESS_SECONDS:
+                rate = (global_step - report_step) / (now - report_time)
+                left = tqdm.format_interval((args.total_timesteps - global_step) / rate)
                 mean_return = np.mean(last_returns) if last_returns else math.nan
-                print(f"step {global_step:,}: mean return of the last 20 episodes {mean_return:.1f}", flush=True)
-
-            # Keep
-            if stop.received or global_step // args.checkpoint_frequency > checkpoints:
-                checkpoints = global_step // args.checkpoint_frequency
-                checkpoint()
-            if stop.received:
-                bar.close()
-                envs.close()
-                writer.close()
-                name = signal.Signals(stop.received).name
-                print(f"{name}: stopped at step {global_step:,}; to go on:\npython {sys.argv[0]} --resume {run_dir}")
-                raise SystemExit(128 + stop.received)
-        checkpoint()
-    bar.close()
-    envs.close()
-    writer.close()
-    save_agent(agent, args, observation_shape, num_actions, run_dir / "agent.pt")
+                progress = f"step {global_step:,} of {args.total_timesteps:,}, {rate:.0f} steps/s, {left} left"
+                print(f"{progress}, mean return of the last 20 episodes {mean_return:.1f}", flush=True)
+                report_time, report_step = now, global_step
+        writer.flush()
+        save_agent(agent, args, observation_shape, num_actions, run_dir / "agent.pt")
+        if args.capture_video:
+            tqdm.write(f"filmed: {film(agent.actor, args, run_dir / 'videos', args.seed)}")
     return run_dir
 
 
@@ -1092,5 +1282,14 @@ def set_schedules(agent: Agent, args: Args, update_step: int) -> None:
         agent.a_optimizer.param_groups[0]["lr"].fill_(args.q_lr * remaining)
 
 
+def main(command: list[str] | None = None) -> None:
+    """What the command line asks for; `command` stands for it in tests."""
+    args = read_args(command)
+    if args.evaluate:
+        play(args)
+    else:
+        print(f"done: {train(args)}")
+
+
 if __name__ == "__main__":
-    print(f"done: {train(tyro.cli(Args))}")
+    main()

@@ -1,80 +1,146 @@
 """Bad input: one line on standard error, exit status 2, nothing created."""
 
 import importlib.util
+import os
+import typing
+from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
+import psutil
 import pytest
 
 import sdsac_atari
 import sdsac_classic
 
-INF, NAN = float("inf"), float("nan")
-# flag, value, and what the message has to say beyond the flag and the value
+SCRIPTS = pytest.mark.parametrize("script", [sdsac_classic, sdsac_atari], ids=["classic", "atari"])
+SOUND = "--total-timesteps 2000 --learning-starts 1000 --num-envs 2"
+# What follows SOUND on the command line, and what the message has to say beyond the flag
 REFUSED = [
-    ("total_timesteps", 0, "at least 1"),
-    ("total_timesteps", 900, "to 899"),  # fewer than learning_starts
-    ("num_envs", 0, "at least 1"),
-    ("num_envs", -1, "at least 1"),
-    ("n_step", 0, "at least 1"),
-    ("batch_size", 0, "at least 1"),
-    ("gradient_steps", 0, "at least 1"),
-    ("target_network_frequency", 0, "at least 1"),
-    ("gamma", NAN, "from 0 to 1"),
-    ("gamma", 1.1, "from 0 to 1"),
-    ("target_entropy_scale", -0.1, "from 0 to 1"),
-    ("tau", 0.0, "above 0"),
-    ("tau", NAN, "above 0"),
-    ("policy_lr", -1e-3, "positive"),
-    ("q_lr", INF, "finite"),
-    ("alpha", 0.0, "positive"),
-    ("clip_range", NAN, "positive"),
-    ("beta", -0.5, "at least 0"),
-    ("beta", NAN, "at least 0"),
-    ("max_grad_norm", 0.0, "positive"),
-    ("seed", -1, "from 0"),
-    ("learning_starts", 3, "num_envs * (n_step + 1)"),
-    ("learning_starts", 2_000, "to 1999"),  # as many as the total
-    ("update_frequency", 0, "from 1"),
-    ("update_frequency", 1_500, "no update"),
-    ("buffer_size", 50, "at least"),  # smaller than the batch
+    ("--total-timesteps 900", "to 899"),  # fewer than learning_starts
+    ("--gamma 1.1", "from 0 to 1"),
+    ("--target-entropy-scale 1.5", "from 0 to 1"),
+    ("--tau 2", "at most 1"),
+    ("--gradient-steps 1001", "to 1000"),
+    ("--learning-starts 3", "num_envs * (n_step + 1)"),
+    ("--learning-starts 2000", "to 1999"),  # as many as the total
+    ("--update-frequency 1500", "no update"),
+    ("--buffer-size 50", "at least"),  # smaller than the batch
+    ("--batch-size 1000000", "for this batch"),
+    ("--buffer-size 100000000000000", "GB are free"),
+    ("--env-id NoSuchThing-v0", "NoSuchThing"),
+    ("--resume nowhere", "no sound checkpoint.pt"),
+    ("--evaluate nowhere", "no sound nowhere"),
+    ("--evaluate .", "no sound agent.pt"),
+    ("--evaluate somewhere --resume somewhere", "not together"),
+]
+REFUSED_BY_ONE = [
+    (sdsac_classic, "--env-id CarPole-v1", "CartPole"),
+    (sdsac_classic, "--env-id Pendulum-v1", "discrete"),
+    (sdsac_classic, "--env-id Images-v0", "images"),
+    (sdsac_classic, "--env-id Sequences-v0", "do not flatten"),
+    (sdsac_atari, "--env-id CartPole-v1", "not an Atari game"),
+    (sdsac_atari, "--env-id Breakout-v4", "BreakoutNoFrameskip-v4"),
+    (sdsac_atari, "--env-id Breakout-v0", "BreakoutNoFrameskip-v0"),
+]
+NUMBERS = ["nan", "inf", "-inf", "0", "-1", "1e300", str(10**30)]
+ALLOWED = {("gamma", "0"), ("target_entropy_scale", "0"), ("beta", "0"), ("seed", "0")}
+NUMERIC = [
+    name
+    for name, kind in typing.get_type_hints(sdsac_classic.Args).items()
+    if {int, float} & {kind, *typing.get_args(kind)}
 ]
 
 
-@pytest.mark.parametrize("script", [sdsac_classic, sdsac_atari], ids=["classic", "atari"])
-@pytest.mark.parametrize(("name", "value", "says"), REFUSED)
-def test_values_that_no_run_can_be_made_with(script, name, value, says, tmp_path, monkeypatch, capsys):
+class Odd(gym.Env):
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, observation_space):
+        self.observation_space = observation_space
+
+
+for name, space in (
+    ("Images-v0", gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)),
+    ("Sequences-v0", gym.spaces.Sequence(gym.spaces.Discrete(3))),
+):
+    gym.register(name, entry_point=Odd, kwargs={"observation_space": space})
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sound = {"total_timesteps": 2_000, "learning_starts": 1_000, "num_envs": 2}
-    with pytest.raises(SystemExit) as stop:
-        script.train(script.Args(**sound | {name: value}))
-    assert stop.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: --")
-    assert says in lines[0]
+    yield
     assert list(tmp_path.iterdir()) == []
+
+
+def refused(script, line, capsys):
+    """What the script says on standard error about a command line that it refuses."""
+    with pytest.raises(SystemExit) as stop:
+        script.main(line.split())
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
 
 
 @pytest.mark.parametrize(
-    ("env_id", "says"), [("CarPole-v1", "CartPole"), ("Pendulum-v1", "discrete"), ("NoSuchThing-v0", "NoSuchThing")]
+    ("script", "line", "says"),
+    [(script, *row) for row in REFUSED for script in (sdsac_classic, sdsac_atari)] + REFUSED_BY_ONE,
+    ids=lambda value: getattr(value, "__name__", value),
 )
-def test_environments_that_the_classic_script_cannot_learn(env_id, says, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        sdsac_classic.train(sdsac_classic.Args(env_id=env_id))
-    assert stop.value.code == 2
-    message = capsys.readouterr().err
-    assert message.startswith(f"error: --env-id {env_id}: ")
-    assert says in message
+def test_lines_that_are_refused(script, line, says, capsys):
+    message = refused(script, f"{SOUND} {line}", capsys)
     assert message.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert message.startswith("error: --")
+    assert says in message
 
 
-@pytest.mark.parametrize("script", [sdsac_classic, sdsac_atari], ids=["classic", "atari"])
-def test_tracking_without_weights_and_biases(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+@SCRIPTS
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, number) for name in NUMERIC for number in NUMBERS if (name, number) not in ALLOWED]
+)
+def test_numbers_that_no_run_can_be_made_with(script, name, number, capsys):
+    """tyro refuses what does not parse as the flag's type, in a box of its own; all else gets one line."""
+    flag = f"--{name.replace('_', '-')}"
+    message = refused(script, f"{SOUND} {flag} {number}", capsys)
+    kind = typing.get_type_hints(script.Args)[name]
+    if float not in {kind, *typing.get_args(kind)} and number not in ("0", "-1", str(10**30)):
+        assert "Value error" in message
+        assert flag in message
+    else:
+        assert message.startswith("error: --")
+        assert message.count("\n") == 1
+
+
+def test_all_numeric_flags_are_covered():
+    assert {"total_timesteps", "gamma", "eval_frequency", "max_grad_norm"} <= set(NUMERIC)
+    assert len(NUMERIC) == 22
+
+
+@SCRIPTS
+@pytest.mark.parametrize(("flag", "package"), [("--track", "wandb"), ("--capture-video", "moviepy")])
+def test_optional_packages_that_are_missing(script, flag, package, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as stop:
-        script.train(script.Args(track=True))
-    assert stop.value.code == 2
-    assert "pip install wandb" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert f"pip install {package}" in refused(script, flag, capsys)
+
+
+@SCRIPTS
+def test_a_buffer_that_is_larger_than_the_free_memory(script, monkeypatch, capsys):
+    free = 2_000_000
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
+    shape = (4, 84, 84) if script is sdsac_atari else (4,)
+    message = refused(script, "--buffer-size 250000", capsys)
+    assert message.count("\n") == 1
+    needed, fits = script.ReplayBuffer.nbytes(250_000, shape), int(message.split("; ")[1].split()[0])
+    assert f"takes {needed / 1e9:.2f} GB of memory, 0.00 GB are free" in message
+    assert 0.8 * free < script.ReplayBuffer.nbytes(fits, shape) <= 0.9 * free
+
+
+@SCRIPTS
+def test_a_directory_that_runs_cannot_be_written_to(script, capsys):
+    Path("runs").touch()  # for root, no directory is unwritable
+    message = refused(script, SOUND, capsys)
+    assert message.startswith("error: runs/")
+    assert "cannot be created here (Not a directory)" in message
+    assert message.count("\n") == 1
+    os.remove("runs")

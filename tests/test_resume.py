@@ -1,5 +1,10 @@
 """A run that is interrupted loses nothing that was checkpointed, and a classic one goes on bit for bit."""
 
+import errno
+import io
+import itertools
+import math
+import multiprocessing
 import os
 import pickle
 import random
@@ -9,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -19,6 +25,14 @@ import sdsac_classic
 
 ROOT = Path(__file__).parent.parent
 CLASSIC = {"total_timesteps": 1500, "learning_starts": 200, "checkpoint_frequency": 250, "buffer_size": 600}
+SHORT_ATARI = {"total_timesteps": 1000, "learning_starts": 100, "checkpoint_frequency": 200, "buffer_size": 400}
+SHORT_ATARI |= {"env_id": "BreakoutNoFrameskip-v4", "num_envs": 2, "batch_size": 8, "update_frequency": 10}
+SHORT_GAMES = "ShortBreakoutNoFrameskip-v4"  # 200 frames, 50 agent steps
+gym.register(
+    SHORT_GAMES,
+    entry_point="ale_py.env:AtariEnv",
+    kwargs=gym.spec("BreakoutNoFrameskip-v4").kwargs | {"max_num_frames_per_episode": 200},
+)
 SCRIPTS = pytest.mark.parametrize("script", [sdsac_classic, sdsac_atari], ids=["classic", "atari"])
 
 
@@ -32,7 +46,9 @@ def start(script, **flags):
     command = [sys.executable, "-u", str(ROOT / f"{script}.py")]
     for name, value in flags.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def run_until_finished(script, run_dir):
@@ -43,18 +59,18 @@ def run_until_finished(script, run_dir):
 
 
 def interrupt(process, number, delay):
-    """Sends the signal `delay` seconds after a step behind a checkpoint; the run's directory, status and output."""
-    output = ""
-    for line in process.stdout:
-        output += line
-        found = list(Path("runs").glob("*/checkpoint.pt"))
-        if found and line.startswith("step "):
-            break
+    """Sends the signal `delay` seconds after the process's first checkpoint; the run's directory, status and output."""
+    before = {path: path.stat().st_ino for path in Path("runs").glob("*/checkpoint.pt")}
+    found = []
+    while not found and process.poll() is None:
+        now = {path: path.stat().st_ino for path in Path("runs").glob("*/checkpoint.pt")}
+        found = [path for path, inode in now.items() if before.get(path) != inode]
+        time.sleep(0.002)
     time.sleep(delay)
     process.send_signal(number)
-    rest, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert found, output
-    return found[0].parent, process.returncode, output + rest
+    return found[0].parent, process.returncode, output
 
 
 def weights(run_dir):
@@ -77,7 +93,7 @@ def curves(run_dir):
     ],
 )
 def test_interrupted_classic_runs_end_as_uninterrupted_ones_bit_for_bit(env_id, signals):
-    flags = CLASSIC | {"env_id": env_id, "num_envs": 2}
+    flags = CLASSIC | {"env_id": env_id, "num_envs": 2, "eval_frequency": 300, "eval_episodes": 3}
     whole = sdsac_classic.train(sdsac_classic.Args(**flags, exp_name="whole")).rename("whole")
     rng = random.Random(0)
     process = start("sdsac_classic", **flags, exp_name="whole")
@@ -90,7 +106,6 @@ def test_interrupted_classic_runs_end_as_uninterrupted_ones_bit_for_bit(env_id, 
             assert status == 128 + number
             assert f"--resume {run_dir}" in output.splitlines()[-1]
         process = start("sdsac_classic", resume=run_dir)
-    time.sleep(rng.uniform(0, 6))  # whatever the instant, from the import on, nothing may be lost
     process.kill()
     process.communicate()
     output = run_until_finished("sdsac_classic", run_dir)
@@ -100,10 +115,125 @@ def test_interrupted_classic_runs_end_as_uninterrupted_ones_bit_for_bit(env_id, 
     assert not list(run_dir.rglob("*.unfinished"))
 
 
+class SlowFile(io.FileIO):
+    """Writes in two halves with a pause between them."""
+
+    def write(self, content):
+        half = len(content) // 2
+        super().write(content[:half])
+        time.sleep(0.05)
+        super().write(content[half:])
+
+
+@pytest.fixture
+def forkserver(monkeypatch):
+    """Processes that are forked from one which has imported all this already."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch._dynamo"])  # the first optimiser of a process imports it
+    return context
+
+
+def train_on_a_slow_disk(directory, flags):
+    os.chdir(directory)
+    sys.stdout = open(os.devnull, "w")
+    path_open = Path.open
+    Path.open = lambda path, mode="r", **rest: SlowFile(path, mode) if mode == "wb" else path_open(path, mode, **rest)
+    torch.set_num_threads(1)
+    sdsac_classic.main([f"--{name.replace('_', '-')}={value}" for name, value in flags.items()])
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1", "Acrobot-v1"])
+def test_nothing_is_lost_whenever_a_run_is_killed(env_id, forkserver, tmp_path):
+    """SIGKILL at random instants, over and over, most of them in the middle of a file."""
+    flags = CLASSIC | {"env_id": env_id, "checkpoint_frequency": 50, "eval_frequency": 200, "eval_episodes": 2}
+    whole = sdsac_classic.train(sdsac_classic.Args(**flags, exp_name="whole")).rename("whole")
+    rng, kills, torn, step, longest, status = random.Random(1), 0, 0, 0, 0.6, None
+    while status != 0:
+        kept = list(Path("runs").glob("*/checkpoint.pt"))
+        arguments = {"resume": kept[0].parent} if kept else {**flags, "exp_name": "whole"}
+        events = len(list(Path("runs").glob("*/events*")))
+        process = forkserver.Process(target=train_on_a_slow_disk, args=(tmp_path, arguments))
+        process.start()
+        early = rng.random() < 0.1  # killed before it begins to train
+        while not early and process.is_alive() and len(list(Path("runs").glob("*/events*"))) == events:
+            time.sleep(0.01)
+        process.join(rng.uniform(0, longest))
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+        status = process.exitcode
+        assert status in (0, -signal.SIGKILL)
+        before = step
+        for path in Path("runs").glob("*/checkpoint.pt"):
+            state = torch.load(path, weights_only=True)
+            step = state["loop"]["counts"][0]
+            assert step >= before, "a checkpoint was lost"
+            torn += any(path.parent.rglob("*.unfinished"))
+            for segment in state["buffer"]["segments"]:
+                with np.load(path.parent / "replay" / segment) as columns:
+                    assert {len(columns[name]) for name in columns.files} == {len(columns["steps"])}
+        longest *= 1 if step > before else 1.2  # on a slow machine
+    assert kills >= 8
+    assert torn >= 3
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(kept[0].parent), strict=True))
+    assert curves(whole) == curves(kept[0].parent)
+    assert not list(Path("runs").rglob("*.unfinished"))
+
+
+@SCRIPTS
+@pytest.mark.parametrize("where", ["update", "save_checkpoint", "evaluate"])
+def test_a_signal_is_obeyed_wherever_it_comes(script, where, monkeypatch, capsys):
+    """In an update and in a checkpoint the work is finished; an evaluation is made again by the resumed run."""
+    flags = SHORT_ATARI | {"env_id": SHORT_GAMES} if script is sdsac_atari else CLASSIC
+    flags = flags | {"eval_frequency": 300, "eval_episodes": 2, "checkpoint_frequency": 150}
+    whole = script.train(script.Args(**flags, exp_name="whole")).rename("whole")
+    interrupted, calls, function = [], itertools.count(1), getattr(script, where)
+
+    def interrupt_the_second(*rest):
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            interrupted.append(where)
+        return function(*rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, where, interrupt_the_second)
+        with pytest.raises(SystemExit) as stop:
+            script.train(script.Args(**flags, exp_name="whole"))
+    assert interrupted == [where]
+    assert stop.value.code == 128 + signal.SIGTERM
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"--resume {path.parent}")
+    script.main(["--resume", str(path.parent)])
+    if script is sdsac_classic:
+        assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(path.parent), strict=True))
+        assert curves(whole) == curves(path.parent)
+    else:
+        evaluations = [[step for step, _ in curves(run)["eval/episodic_return"]] for run in (whole, path.parent)]
+        assert [len(steps) for steps in evaluations] == [3, 3]
+
+
+def wait_in_the_update(directory):
+    os.chdir(directory)
+    sdsac_classic.update = lambda *rest: (Path("updating").touch(), time.sleep(60))
+    sdsac_classic.main(["--num-envs=1"])
+
+
+def test_a_second_sigint_ends_the_program_at_once(forkserver, tmp_path):
+    process = forkserver.Process(target=wait_in_the_update, args=(tmp_path,))
+    process.start()
+    while not Path("updating").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(0.5)
+    assert process.exitcode is None  # the update goes on
+    os.kill(process.pid, signal.SIGINT)
+    process.join(20)
+    assert process.exitcode == -signal.SIGINT
+
+
 def test_an_interrupted_atari_run_goes_on():
-    flags = {"total_timesteps": 1000, "learning_starts": 100, "checkpoint_frequency": 200, "buffer_size": 400}
-    flags |= {"env_id": "BreakoutNoFrameskip-v4", "num_envs": 2, "batch_size": 8, "update_frequency": 10}
-    process = start("sdsac_atari", **flags)
+    process = start("sdsac_atari", **SHORT_ATARI)
     run_dir, status, output = interrupt(process, signal.SIGTERM, 0)
     assert status == 128 + signal.SIGTERM
     stopped = torch.load(run_dir / "checkpoint.pt", weights_only=True)
@@ -173,17 +303,85 @@ def test_atari_games_that_are_not_resumed_end_as_truncated():
 
 
 @SCRIPTS
-def test_a_failing_write_leaves_what_was_there(script, tmp_path):
-    path = tmp_path / "file"
-    script.write_file(path, lambda file: file.write(b"whole"))
+@pytest.mark.parametrize("full", ["checkpoint.pt", "newest.npz", "agent.pt", "events"])
+def test_a_full_disk_stops_the_run_and_leaves_what_was_there(script, full, monkeypatch, capsys):
+    """From its second write on, a file no longer fits; when there is space again, the run goes on."""
+    flags = SHORT_ATARI if script is sdsac_atari else CLASSIC
+    whole = script.train(script.Args(**flags, exp_name="whole")).rename("whole")
+    path_open, flush, writes = Path.open, script.SummaryWriter.flush, itertools.count(1)
+    no_space = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def fail(file):
-        file.write(b"torn")
-        raise OSError(28, "No space left on device")
+    class FullDisk(io.FileIO):
+        def write(self, content):
+            super().write(content[: len(content) // 2])
+            raise no_space
 
-    with pytest.raises(OSError, match="No space left"):
-        script.write_file(path, fail)
-    assert path.read_bytes() == b"whole"
+    def limited_open(path, mode="r", **rest):
+        fails = path.name.endswith(f"{full}.unfinished") and (full == "agent.pt" or next(writes) >= 2)
+        return FullDisk(path, mode) if fails else path_open(path, mode, **rest)
+
+    def limited_flush(writer):
+        if full == "events" and next(writes) >= 2:
+            raise no_space
+        flush(writer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", limited_open)
+        patch.setattr(script.SummaryWriter, "flush", limited_flush)
+        with pytest.raises(SystemExit) as stop:
+            script.train(script.Args(**flags, exp_name="whole"))
+    assert stop.value.code == 4
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    kept = torch.load(path, weights_only=True)["loop"]["counts"][0]
+    message = capsys.readouterr().err
+    assert "error: [Errno 28] No space left on device; the last good checkpoint is of step" in message
+    assert f"of step {kept:,}; to go on from it:" in message
+    assert message.rstrip().endswith(f"--resume {path.parent}")
+    assert not list(path.parent.rglob("*.unfinished"))
+    assert not (path.parent / "agent.pt").exists()
+    script.main(["--resume", str(path.parent)])
+    if script is sdsac_classic:
+        assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(path.parent), strict=True))
+        assert curves(whole) == curves(path.parent)
+    assert (path.parent / "agent.pt").exists()
+
+
+@SCRIPTS
+@pytest.mark.parametrize(
+    ("quantity", "damage"),
+    [
+        ("losses/qf1_values", lambda agent, batch: [*agent.qf1.head.parameters()][-1].data.fill_(math.nan)),
+        ("losses/qf1_loss", lambda agent, batch: batch.rewards.fill_(math.nan)),
+        ("losses/qf1_loss", lambda agent, batch: batch.rewards[3:4].fill_(math.inf)),
+        ("losses/actor_loss", lambda agent, batch: batch.old_entropies[:1].fill_(math.nan)),
+        ("losses/critic_grad_norm", lambda agent, batch: next(agent.qf2.parameters()).register_hook(lambda g: g / 0)),
+        ("losses/alpha", lambda agent, batch: agent.log_alpha.data.fill_(1e3)),
+    ],
+    ids=["Q", "reward NaN", "reward infinite", "entropy", "gradient", "alpha"],
+)
+def test_what_is_not_finite_stops_the_run(script, quantity, damage, monkeypatch, capsys):
+    flags = SHORT_ATARI if script is sdsac_atari else CLASSIC | {"num_envs": 4}
+    update, calls = script.update, itertools.count(1)
+    monkeypatch.setattr(script, "LOG_FREQUENCY", 100)
+
+    def damaged(agent, batch, args):
+        if next(calls) == 41:
+            damage(agent, batch)
+        return update(agent, batch, args)
+
+    monkeypatch.setattr(script, "update", damaged)
+    with pytest.raises(SystemExit) as stop:
+        script.train(script.Args(**flags))
+    assert stop.value.code == 3
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    state = torch.load(path, weights_only=True)
+    message = capsys.readouterr().err
+    assert f"error: {quantity} was not finite at update 41; the last good checkpoint is of step" in message
+    assert f"of step {state['loop']['counts'][0]:,}" in message
+    assert state["loop"]["counts"][1] <= 40
+    for name in ("actor", "qf1", "qf2"):
+        assert all(value.isfinite().all() for value in state["agent"][name].values())
+    assert curves(path.parent)["losses/qf_loss"]
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +397,7 @@ def short_run(tmp_path_factory):
 
 def refused(capsys, **flags):
     with pytest.raises(SystemExit) as stop:
-        sdsac_classic.train(sdsac_classic.Args(**flags))
+        sdsac_classic.main([f"--{name.replace('_', '-')}={value}" for name, value in flags.items()])
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: --")
@@ -208,13 +406,14 @@ def refused(capsys, **flags):
 
 
 def test_a_finished_run_can_be_made_longer(short_run):
-    run_dir = sdsac_classic.train(sdsac_classic.Args(resume=short_run, total_timesteps=400))
-    assert run_dir == short_run
-    assert sdsac_classic.load_agent(run_dir / "agent.pt", "cpu")[1].total_timesteps == 400
+    sdsac_classic.main(["--resume", str(short_run), "--total-timesteps", "400"])
+    assert sdsac_classic.load_agent(short_run / "agent.pt", "cpu")[1].total_timesteps == 400
 
 
 def test_flags_that_contradict_the_run_are_refused(short_run, capsys):
     assert "--gamma 0.5" in refused(capsys, resume=short_run, gamma=0.5)
+    assert "--buffer-size 100000" in refused(capsys, resume=short_run, buffer_size=100_000)  # given, though the default
+    assert "--gamma 0.5" in refused(capsys, evaluate=short_run, gamma=0.5)
     assert "--env-id Acrobot-v1" in refused(capsys, resume=short_run, env_id="Acrobot-v1")
     assert "--total-timesteps 200" in refused(capsys, resume=short_run, total_timesteps=200)
 

@@ -36,7 +36,7 @@ TAGS = {
     *("charts/episodic_return", "charts/episodic_length", "charts/SPS"),
     *("losses/qf1_values", "losses/qf2_values", "losses/qf1_loss", "losses/qf2_loss", "losses/qf_loss"),
     *("losses/actor_loss", "losses/alpha", "losses/alpha_loss", "losses/entropy_penalty", "losses/q_clip_fraction"),
-    *("policy/entropy", "policy/old_entropy"),
+    *("losses/critic_grad_norm", "losses/actor_grad_norm", "policy/entropy", "policy/old_entropy"),
     *("diagnostics/q_predicted", "diagnostics/q_monte_carlo"),
 }
 
@@ -519,8 +519,9 @@ SHARED = [
     *("Batch", "Agent", "soft_value", "average_or_min", "critic_loss", "clipped_fraction", "actor_loss"),
     *("entropy_penalty", "entropy_of", "temperature_loss", "make_agent", "critic_parameters", "update", "step", "act"),
     *("ReturnProbe", "save_agent", "load_agent", "set_schedules", "make_run_dir", "make_writer", "refuse"),
-    *("write_file", "keep_only", "save_checkpoint", "load_checkpoint", "saved_args", "resumed_args", "StopSignals"),
-    "check_args",
+    *("write_file", "keep_only", "save_checkpoint", "load_checkpoint", "saved_args", "read_args", "StopSignals"),
+    *("check_args", "check_memory", "available_memory", "latch", "last_checkpoint", "agent_file", "check_finite"),
+    *("disk_trouble", "play", "main"),
 ]
 
 
