@@ -858,7 +858,7 @@ def film(actor: Actor, args: Args, directory: Path, seed: int) -> Path:
     """Films a game, greedily played and every frame of it, with Gymnasium's recorder; returns the video's path."""
     env = gym.make(args.env_id, render_mode="rgb_array", frameskip=1)
     name = f"{args.env_id}__{seed}".replace("/", "-")
-    env = FireReset(gym.wrappers.RecordVideo(env, str(directory), name_prefix=name, disable_logger=True))
+    env = FireReset(gym.wrappers.RecordVideo(env, str(directory), name_prefix=name, fps=60, disable_logger=True))
     env = gym.wrappers.AtariPreprocessing(env, noop_max=0, frame_skip=FRAME_SKIP)
     env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
     device = next(actor.parameters()).device
