@@ -25,6 +25,7 @@ A for the number of actions, E for the number of environments; a step is an agen
 """
 
 import copy
+import errno
 import importlib.util
 import io
 import math
@@ -55,7 +56,7 @@ from tqdm import tqdm
 gym.register_envs(ale_py)
 
 LOG_FREQUENCY = 1_000  # agent steps between two entries of the losses in TensorBoard
-PROGRESS_SECONDS = 30  # between two lines of progress where there is no terminal for a bar
+LINES = {"mininterval": 30, "bar_format": "step {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}\n"}
 FILM_PACKAGES = {"moviepy": "moviepy", "cv2": "opencv-python-headless"}  # module: what pip calls it
 PROBE_PROBABILITY = 0.01  # chance per step of environment 0 that the diagnostics begin to follow a pair
 FRAME_SKIP = 4  # frames that each action is repeated for; the last two are maxed
@@ -186,12 +187,17 @@ def check_args(args: Args) -> None:
 
 
 def available_memory() -> int:
-    """Bytes that this process may take: free on the machine, and no more than its container is allowed."""
-    available = psutil.virtual_memory().available
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
-        with suppress(OSError, ValueError):  # there is none, or it is "max"
-            available = min(available, int(Path("/sys/fs/cgroup", limit).read_text()))
-    return available
+    """Bytes that this process may take: free on the machine, and allowed to its container or cluster job."""
+    available = [psutil.virtual_memory().available]
+    with suppress(OSError):  # on Linux, the limits of its control groups, version 2 (no controllers) or 1
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            root, limit = ("memory", "memory.limit_in_bytes") if controllers else ("", "memory.max")
+            if controllers in ("", "memory"):
+                group = Path("/sys/fs/cgroup", root, path.strip("/"))
+                files = [folder / limit for folder in (group, *group.parents)]
+                available += [int(file.read_text()) for file in files if file.exists() and file.read_text() != "max\n"]
+    return min(available)
 
 
 def check_memory(args: Args, needed: int) -> None:
@@ -491,7 +497,6 @@ class ReplayBuffer:
         """Puts back what `save` returned `state` for, and deletes what a later, unfinished `save` left."""
         self.steps, self.rng.bit_generator.state = state["steps"], state["rng"]
         self.current_ages = np.array(state["ages"], np.uint8)
-        keep_only(directory, state["segments"])
         for segment in state["segments"]:
             with np.load(directory / segment) as saved:
                 kept = saved["steps"] >= self.steps - self.rows
@@ -499,6 +504,7 @@ class ReplayBuffer:
                 for name in self.COLUMNS:
                     column = self.column(name)
                     column[rows.to(column.device)] = torch.from_numpy(saved[name][kept]).to(column.device)
+        keep_only(directory, state["segments"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -722,9 +728,12 @@ def latch(not_finite: Tensor, finite: Tensor) -> None:
 
 @torch.no_grad()
 def act(actor: Actor, observations: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Actions drawn from the policy, (E,) int64, and its entropies in nats, (E,), from one forward pass."""
+    """Actions drawn from the policy, (E,) int64, and its entropies in nats, (E,), from one forward pass.
+
+    `generator` is the host's, whatever the device, so that a run can be resumed on another one.
+    """
     log_pi = F.log_softmax(actor(observations), dim=1)
-    noise = torch.empty_like(log_pi).exponential_(generator=generator)
+    noise = torch.empty(log_pi.shape).exponential_(generator=generator).to(log_pi.device)
     return (log_pi - noise.log()).argmax(1), entropy_of(log_pi)  # Gumbel-max: no check of arguments, no waiting
 
 
@@ -743,7 +752,7 @@ class ReturnProbe:
 
     @torch.no_grad()
     def follow(self, agent, observation, action, reward, terminated, truncated, entropy, next_observation):
-        """Takes one real step: observations (1, ...) on the agent's device, the rest scalars.
+        """Takes one real step: observations (1, ...), the first on the agent's device, the rest scalars.
 
         Returns (predicted, followed) when the pair's chain has ended, else None.
         """
@@ -760,6 +769,7 @@ class ReturnProbe:
         if not (terminated or truncated):
             return None
         if not terminated:
+            next_observation = torch.as_tensor(next_observation, dtype=observation.dtype, device=observation.device)
             log_pi = F.log_softmax(agent.actor(next_observation), dim=1)
             q = (agent.qf1(next_observation) + agent.qf2(next_observation)) / 2
             self.followed += gamma**self.length * soft_value(q, log_pi, self.alpha).item()
@@ -810,9 +820,9 @@ class GameTracker:
 def greedy_actions(actor: Actor, observations: Tensor, generator: torch.Generator) -> Tensor:
     """The most probable actions, (E,) int64, but for a share of GREEDY_EPSILON that is uniformly random."""
     logits = actor(observations)
-    uniform = torch.randint(logits.shape[1], logits.shape[:1], generator=generator, device=logits.device)
-    exchange = torch.rand(len(logits), generator=generator, device=logits.device) < GREEDY_EPSILON
-    return torch.where(exchange, uniform, logits.argmax(1))
+    uniform = torch.randint(logits.shape[1], logits.shape[:1], generator=generator)
+    exchange = torch.rand(len(logits), generator=generator) < GREEDY_EPSILON
+    return torch.where(exchange.to(logits.device), uniform.to(logits.device), logits.argmax(1))
 
 
 @torch.no_grad()
@@ -825,7 +835,7 @@ def evaluate(actor: Actor, args: Args, episodes: int, greedy: bool, seed: int, s
     quota = np.array([len(part) for part in np.array_split(np.arange(episodes), num_envs)])
     envs = make_envs(args, num_envs)
     device = next(actor.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     observations, infos = envs.reset(seed=environment_seeds(np.random.SeedSequence((seed, 1)), num_envs))
     tracker = GameTracker(infos)
     returns, played = [], np.zeros(num_envs, int)
@@ -862,7 +872,7 @@ def film(actor: Actor, args: Args, directory: Path, seed: int) -> Path:
     env = gym.wrappers.AtariPreprocessing(env, noop_max=0, frame_skip=FRAME_SKIP)
     env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
     device = next(actor.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     observation, _ = env.reset(seed=seed & 0x7FFFFFFF)
     ended = False
     while not ended:
@@ -895,7 +905,10 @@ def play(args: Args) -> None:
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes a whole file or none: in memory first, then under another name, flushed to disk, and renamed."""
+    """Writes a whole file or none: under another name first, flushed to disk, then renamed.
+
+    `write` writes to memory, for torch.save turns the OSError of a full disk into a RuntimeError.
+    """
     content, unfinished = io.BytesIO(), path.with_name(path.name + ".unfinished")
     write(content)
     try:
@@ -916,13 +929,14 @@ def keep_only(directory: Path, names: list[str]) -> None:
             path.unlink()
 
 
-def save_checkpoint(run_dir: Path, args: Args, agent: Agent, buffer: ReplayBuffer, loop: dict) -> None:
+def save_checkpoint(run_dir: Path, state: dict, agent: Agent, buffer: ReplayBuffer, loop: dict) -> None:
     """Writes the replay buffer's new segments, then checkpoint.pt that names them: its renaming is the commit.
 
-    `loop` is the state of the training loop, in types that `torch.load(..., weights_only=True)` takes.
+    `state` is that of `agent_state`, so that `load_agent` reads checkpoints too; `loop` that of the training loop, in
+    types that `torch.load(..., weights_only=True)` takes.
     """
     learned = {name: x.detach() if isinstance(x, Tensor) else x.state_dict() for name, x in vars(agent).items()}
-    state = {"args": saved_args(args), "agent": learned, "buffer": buffer.save(run_dir / "replay"), "loop": loop}
+    state |= {"agent": learned, "buffer": buffer.save(run_dir / "replay"), "loop": loop}
     write_file(run_dir / "checkpoint.pt", lambda file: torch.save(state, file))
     keep_only(run_dir / "replay", state["buffer"]["segments"])
 
@@ -944,8 +958,11 @@ def last_checkpoint(run_dir: Path) -> str:
     if not (run_dir / "checkpoint.pt").exists():
         return "there is no checkpoint yet"
     step = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)["loop"]["counts"][0]
-    command = shlex.join(["python", sys.argv[0], "--resume", str(run_dir)])
-    return f"the last good checkpoint is of step {step:,}; to go on from it:\n{command}"
+    return f"the last good checkpoint, of step {step:,}, is in {run_dir}"
+
+
+def resume_command(run_dir: Path) -> str:
+    return f"to go on:\n{shlex.join(['python', sys.argv[0], '--resume', str(run_dir)])}"
 
 
 def saved_args(args: Args) -> dict:
@@ -954,8 +971,9 @@ def saved_args(args: Args) -> dict:
 
 
 def agent_file(path: Path) -> Path:
-    """What --evaluate means: an agent.pt, or the one in a run's directory."""
-    return path / "agent.pt" if path.is_dir() else path
+    """What --evaluate means: a file, or the agent of a run's directory, or of its last checkpoint while it trains."""
+    files = [path / "agent.pt", path / "checkpoint.pt"] if path.is_dir() else [path]
+    return next((file for file in files if file.exists()), files[0])
 
 
 def read_args(command: list[str] | None = None) -> Args:
@@ -967,37 +985,41 @@ def read_args(command: list[str] | None = None) -> Args:
     if args.resume and args.evaluate:
         refuse(f"--evaluate {args.evaluate}: not together with --resume, which trains")
     if args.resume:
-        flag, path, file = "--resume", args.resume, args.resume / "checkpoint.pt"
-        free = ("resume", "total_timesteps")
+        given, file = f"--resume {args.resume}", args.resume / "checkpoint.pt"
+        free = ("resume", "total_timesteps", "cuda", "track", "wandb_project_name", "wandb_entity")
     elif args.evaluate:
-        flag, path, file = "--evaluate", args.evaluate, agent_file(args.evaluate)
-        free = ("evaluate", "eval_episodes", "capture_video", "cuda", "seed")
+        given, file = f"--evaluate {args.evaluate}", agent_file(args.evaluate)
+        free = ("evaluate", "eval_episodes", "capture_video", "cuda", "seed", "track")
     else:
         return args
     try:
         saved = Args(**torch.load(file, map_location="cpu", weights_only=True)["args"])
     except Exception as error:  # torch.load has many for a file that is not sound
-        refuse(f"{flag} {path}: no sound {file.name} there ({type(error).__name__})")
+        refuse(f"{given}: {file} cannot be read ({type(error).__name__})")
+    if args.evaluate:
+        saved.track = saved.capture_video = False
     if (args.resume or args.capture_video) and not os.access(file.parent, os.W_OK):
-        refuse(f"{flag} {path}: that directory cannot be written to")
+        refuse(f"{given}: {file.parent} cannot be written to")
     args = tyro.cli(Args, args=command, default=saved)
     for name, value in vars(args).items():
         if name not in free and value != getattr(saved, name):
             refuse(f"--{name.replace('_', '-')} {value}: the run in {file.parent} has {getattr(saved, name)}")
     if args.total_timesteps < saved.total_timesteps:
-        refuse(f"--total-timesteps {args.total_timesteps}: the run in {path} has {saved.total_timesteps}, or more")
+        refuse(f"--total-timesteps {args.total_timesteps}: the run in {file.parent} has {saved.total_timesteps}")
     return args
 
 
-def check_finite(agent: Agent, metrics: dict[str, Tensor], updates: int, run_dir: Path) -> None:
-    """Ends the program, with exit status 3, if an update measured what is not finite. Waits for the device."""
-    index, since = agent.not_finite.tolist()
+def check_finite(not_finite: np.ndarray, metrics: dict[str, Tensor], updates: int, run_dir: Path) -> None:
+    """Ends the program, with exit status 3, if an update measured what is not finite; `not_finite` is the agent's."""
+    index, since = not_finite.astype(int)
     if since:
-        name = list(metrics)[index]
-        tqdm.write(
-            f"error: {name} was not finite at update {updates - since + 1:,}; {last_checkpoint(run_dir)}", sys.stderr
-        )
-        raise SystemExit(3)
+        stop_diverged(f"{list(metrics)[index]} was not finite at update {updates - since + 1:,}", run_dir)
+
+
+def stop_diverged(what: str, run_dir: Path) -> NoReturn:
+    """Ends the program with exit status 3. To resume is no advice: with the same arguments it may diverge again."""
+    tqdm.write(f"error: {what}; {last_checkpoint(run_dir)}", sys.stderr)
+    raise SystemExit(3)
 
 
 @contextmanager
@@ -1008,13 +1030,15 @@ def disk_trouble(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        tqdm.write(f"error: {error}; {last_checkpoint(run_dir)}", sys.stderr)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+            raise
+        tqdm.write(f"error: {error}; {last_checkpoint(run_dir)}; {resume_command(run_dir)}", sys.stderr)
         raise SystemExit(4) from error
 
 
 class StopSignals:
     """Notes SIGTERM, SIGINT and, where it exists, SIGUSR1 (what schedulers send before they kill), for the loop to act
-    on after its step. A second SIGINT ends the program at once.
+    on after its step. A SIGINT after any of them ends the program at once.
     """
 
     NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
@@ -1033,9 +1057,9 @@ class StopSignals:
             signal.signal(number, handler)
 
 
-def save_agent(agent: Agent, args: Args, observation_shape: tuple[int, ...], num_actions: int, path: Path) -> None:
-    """Writes the trained networks with what is needed to build them again; the file's presence marks a finished run."""
-    state = {
+def agent_state(agent: Agent, args: Args, observation_shape: tuple[int, ...], num_actions: int) -> dict:
+    """The trained networks and what is needed to build them again."""
+    return {
         "args": saved_args(args),
         "observation_shape": observation_shape,
         "num_actions": num_actions,
@@ -1044,11 +1068,10 @@ def save_agent(agent: Agent, args: Args, observation_shape: tuple[int, ...], num
         "qf1": agent.qf1.state_dict(),
         "qf2": agent.qf2.state_dict(),
     }
-    write_file(path, lambda file: torch.save(state, file))
 
 
 def load_agent(path: Path, device: torch.device | str) -> tuple[Agent, Args]:
-    """The agent of `save_agent` on `device` and the arguments it was trained with.
+    """The agent of an agent.pt or a checkpoint.pt on `device`, and the arguments it was trained with.
 
     Ready to act. Targets, which were not saved, equal their critics, and the optimisers start anew.
     """
@@ -1100,6 +1123,8 @@ def make_writer(args: Args, run_dir: Path, purge_step: int | None) -> SummaryWri
             sync_tensorboard=True,
             config=asdict(args),
             name=run_dir.name,
+            id=run_dir.name.replace(":", "-"),
+            resume="allow",
             dir=run_dir,
         )
     writer = SummaryWriter(run_dir, purge_step=purge_step)
@@ -1123,17 +1148,17 @@ def train(args: Args) -> Path:
     buffer_bytes = ReplayBuffer.nbytes(args.buffer_size, observation_shape)
     if not ReplayBuffer.fits(args.buffer_size, observation_shape, device):
         check_memory(args, buffer_bytes)
-    run_dir = args.resume or make_run_dir(args)
-
     seeds = np.random.SeedSequence(args.seed)
     warm_up_seed, buffer_seed, probe_seed, action_seed = seeds.spawn(4)
-    torch.manual_seed(args.seed)
-    generator = torch.Generator(device).manual_seed(int(action_seed.generate_state(1)[0]))
-    warm_up_rng = np.random.default_rng(warm_up_seed)
-    agent = make_agent(args, observation_shape, num_actions, device)
     buffer = ReplayBuffer(
         args.buffer_size, args.num_envs, observation_shape, args.n_step, args.gamma, device, buffer_seed
     )
+    run_dir = args.resume or make_run_dir(args)
+
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(int(action_seed.generate_state(1)[0]))
+    warm_up_rng = np.random.default_rng(warm_up_seed)
+    agent = make_agent(args, observation_shape, num_actions, device)
     probe = ReturnProbe(args, probe_seed)
 
     tuned = f"tuned from {args.alpha} to entropy {args.target_entropy_scale * np.log(num_actions):.3f}"
@@ -1155,7 +1180,10 @@ def train(args: Args) -> Path:
     global_step = updates = logged = checkpoints = evaluations = 0
     last_returns, metrics = deque(maxlen=20), {}
     if args.resume:
-        loop = load_checkpoint(run_dir, agent, buffer, device)
+        try:
+            loop = load_checkpoint(run_dir, agent, buffer, device)
+        except Exception as error:  # as many as there are ways to damage a file
+            refuse(f"--resume {run_dir}: its checkpoint cannot be read ({type(error).__name__}: {error})")
         global_step, updates, logged, checkpoints, evaluations = loop["counts"]
         last_returns.extend(loop["last_returns"])
         metrics = loop["metrics"]
@@ -1168,10 +1196,11 @@ def train(args: Args) -> Path:
         )
         tracker, probe.length = GameTracker(infos), 0
         print(f"resumed at step {global_step:,}; the games that were under way are lost, and new ones begin")
+        (run_dir / "agent.pt").unlink(missing_ok=True)  # of a finished run that is made longer
     writer = make_writer(args, run_dir, global_step + 1 if args.resume else None)
 
     def checkpoint() -> None:
-        check_finite(agent, metrics, updates, run_dir)
+        check_finite(agent.not_finite.cpu().numpy(), metrics, updates, run_dir)
         writer.flush()
         loop = {
             "counts": (global_step, updates, logged, checkpoints, evaluations),
@@ -1182,10 +1211,11 @@ def train(args: Args) -> Path:
             "probe": probe.state(),
             "observations": torch.from_numpy(observations),
         }
-        save_checkpoint(run_dir, args, agent, buffer, loop)
+        save_checkpoint(run_dir, agent_state(agent, args, observation_shape, num_actions), agent, buffer, loop)
 
-    log_time, log_step = report_time, report_step = time.perf_counter(), global_step
-    bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=None)  # None: only on a terminal
+    log_time, log_step = time.perf_counter(), global_step
+    style = {} if sys.stderr.isatty() else LINES  # a bar, or a plain line every half minute
+    bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", **style)
     with StopSignals() as stop, disk_trouble(run_dir), closing(writer), closing(envs), closing(bar):
         while True:
             # Evaluate
@@ -1201,7 +1231,8 @@ def train(args: Args) -> Path:
                 checkpoints = global_step // args.checkpoint_frequency
                 checkpoint()
             if stop.received:
-                tqdm.write(f"{signal.Signals(stop.received).name} at step {global_step:,}; {last_checkpoint(run_dir)}")
+                name = signal.Signals(stop.received).name
+                tqdm.write(f"{name}: stopped at step {global_step:,}; {resume_command(run_dir)}")
                 raise SystemExit(128 + stop.received)
             if finished:
                 break
@@ -1212,8 +1243,10 @@ def train(args: Args) -> Path:
                 actions = warm_up_rng.integers(num_actions, size=args.num_envs)
                 entropies = np.full(args.num_envs, np.log(num_actions))
             else:
-                actions, entropies = (result.cpu().numpy() for result in act(agent.actor, inputs, generator))
-                check_finite(agent, metrics, updates, run_dir)
+                acted = torch.cat([*act(agent.actor, inputs, generator), agent.not_finite])
+                acted = acted.cpu().numpy()  # the one wait for the device
+                actions, entropies = acted[: args.num_envs].astype(np.int64), acted[args.num_envs : -2]
+                check_finite(acted[-2:], metrics, updates, run_dir)
             envs.send(actions)
 
             # Learn while the games run on: as many updates as are due, whatever the number of environments
@@ -1237,10 +1270,8 @@ def train(args: Args) -> Path:
                 writer.add_scalar("charts/episodic_length", game_length, global_step)
                 bar.set_postfix(mean_return=f"{np.mean(last_returns):.1f}", refresh=False)
             if global_step > args.learning_starts and not resets[0]:
-                next_inputs = torch.from_numpy(next_observations[:1]).to(device)
-                pair = probe.follow(
-                    agent, inputs[:1], actions[0], rewards[0], terminated[0], truncated[0], entropies[0], next_inputs
-                )
+                step0 = (actions[0], rewards[0], terminated[0], truncated[0], entropies[0])
+                pair = probe.follow(agent, inputs[:1], *step0, next_observations[:1])
                 if pair:
                     writer.add_scalar("diagnostics/q_predicted", pair[0], global_step)
                     writer.add_scalar("diagnostics/q_monte_carlo", pair[1], global_step)
@@ -1252,21 +1283,14 @@ def train(args: Args) -> Path:
                 now = time.perf_counter()
                 writer.add_scalar("charts/SPS", (global_step - log_step) / (now - log_time), global_step)
                 log_time, log_step = now, global_step
-                for tag, value in metrics.items():
-                    writer.add_scalar(tag, value.item(), global_step)
+                for tag, value in zip(metrics, torch.stack([*metrics.values()]).tolist(), strict=True):
+                    writer.add_scalar(tag, value, global_step)
             bar.update(global_step - bar.n)
-            now = time.perf_counter()
-            if bar.disable and now - report_time > PROGRESS_SECONDS:
-                rate = (global_step - report_step) / (now - report_time)
-                left = tqdm.format_interval((args.total_timesteps - global_step) / rate)
-                mean_return = np.mean(last_returns) if last_returns else math.nan
-                progress = f"step {global_step:,} of {args.total_timesteps:,}, {rate:.0f} steps/s, {left} left"
-                print(f"{progress}, mean return of the last 20 episodes {mean_return:.1f}", flush=True)
-                report_time, report_step = now, global_step
         writer.flush()
-        save_agent(agent, args, observation_shape, num_actions, run_dir / "agent.pt")
-        if args.capture_video:
-            tqdm.write(f"filmed: {film(agent.actor, args, run_dir / 'videos', args.seed)}")
+        state = agent_state(agent, args, observation_shape, num_actions)
+        write_file(run_dir / "agent.pt", lambda file: torch.save(state, file))  # there: the run is finished
+    if args.capture_video:
+        print(f"filmed: {film(agent.actor, args, run_dir / 'videos', args.seed)}")
     return run_dir
 
 

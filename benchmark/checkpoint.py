@@ -31,6 +31,7 @@ def main(args: Args) -> None:
     run = sdsac_atari.Args(buffer_size=args.transitions)
     shape, num_envs = (4, 84, 84), run.num_envs
     agent = sdsac_atari.make_agent(run, shape, 4, "cpu")
+    state = sdsac_atari.agent_state(agent, run, shape, 4)
     buffer = sdsac_atari.ReplayBuffer(args.transitions, num_envs, shape, run.n_step, run.gamma)
     rng, none = np.random.default_rng(0), np.zeros(num_envs, bool)
     frames = rng.integers(256, size=(1000, num_envs, 1, 84, 84), dtype=np.uint8)
@@ -48,7 +49,7 @@ def main(args: Args) -> None:
     args.directory.mkdir(parents=True)
     try:
         fill(args.transitions)
-        save = (sdsac_atari.save_checkpoint, args.directory, run, agent, buffer, {"counts": (0,)})
+        save = (sdsac_atari.save_checkpoint, args.directory, state, agent, buffer, {})
         timed(f"first checkpoint of {args.transitions:,} transitions", *save)
         fill(args.new)
         timed(f"checkpoint with {args.new:,} new ones", *save)

@@ -14,11 +14,11 @@ import sdsac_atari
 import sdsac_classic
 
 SCRIPTS = pytest.mark.parametrize("script", [sdsac_classic, sdsac_atari], ids=["classic", "atari"])
-SHORT_GAMES = "EvaluatedBreakoutNoFrameskip-v4"  # 200 frames, 50 agent steps
+SHORT_GAMES = "EvaluatedBoxingNoFrameskip-v4"  # 400 frames, 100 agent steps, in which anyone scores
 gym.register(
     SHORT_GAMES,
     entry_point="ale_py.env:AtariEnv",
-    kwargs=gym.spec("BreakoutNoFrameskip-v4").kwargs | {"max_num_frames_per_episode": 200},
+    kwargs=gym.spec("BoxingNoFrameskip-v4").kwargs | {"max_num_frames_per_episode": 400},
 )
 FLAGS = {
     sdsac_classic: {"total_timesteps": 700, "learning_starts": 100, "buffer_size": 300},
@@ -40,6 +40,10 @@ class Countdown(gym.Env):
 
     observation_space = gym.spaces.Box(0, 1, (2,), np.float32)
     action_space = gym.spaces.Discrete(2, start=3)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012, as Gymnasium has it
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -82,8 +86,7 @@ def test_evaluation_is_fixed_by_its_seed(script):
         first, again, other = (script.evaluate(agent.actor, args, 5, greedy, seed) for seed in (1, 1, 2))
         assert first.tolist() == again.tolist()
         assert len(first) == len(other) == 5
-        if script is sdsac_classic:
-            assert first.tolist() != other.tolist()
+        assert first.tolist() != other.tolist()
 
 
 def test_greedy_play_of_classic_environments_is_the_most_probable_action():
@@ -158,9 +161,14 @@ def test_report(script, capsys):
         assert [float(figure) for figure in figures] == pytest.approx([*expected, len(set(returns)), 12], abs=0.005)
 
 
-def test_film_of_a_game_shows_what_the_agent_was_trained_on(monkeypatch, tmp_path):
+@pytest.mark.parametrize("game", ["Breakout", "Boxing"])  # with and without FIRE at the start
+def test_film_of_a_game_shows_what_the_agent_was_trained_on(game, monkeypatch, tmp_path):
     """Without no-ops its observations are those of ALE's vector environment, pixel by pixel."""
-    agent, args = small_agent(sdsac_atari, SHORT_GAMES)
+    env_id = f"Filmed{game}NoFrameskip-v4"
+    kwargs = gym.spec(f"{game}NoFrameskip-v4").kwargs | {"max_num_frames_per_episode": 200}
+    if env_id not in gym.registry:
+        gym.register(env_id, entry_point="ale_py.env:AtariEnv", kwargs=kwargs)
+    agent, args = small_agent(sdsac_atari, env_id)
     seen, rng = [], np.random.default_rng(0)
 
     def watch(actor, observations, generator):
@@ -170,8 +178,8 @@ def test_film_of_a_game_shows_what_the_agent_was_trained_on(monkeypatch, tmp_pat
     monkeypatch.setattr(sdsac_atari, "greedy_actions", watch)
     monkeypatch.setattr(gym.wrappers, "RecordVideo", lambda env, folder, **rest: env)
     path = sdsac_atari.film(agent.actor, args, tmp_path / "videos", seed=3)
-    assert path == tmp_path / "videos" / f"{SHORT_GAMES}__3-episode-0.mp4"
-    envs = AtariVectorEnv("breakout", 1, noop_max=0, max_num_frames_per_episode=200)
+    assert path == tmp_path / "videos" / f"{env_id}__3-episode-0.mp4"
+    envs = AtariVectorEnv(game.lower(), 1, noop_max=0, max_num_frames_per_episode=200)
     observations, _ = envs.reset(seed=np.array([3]))
     for shown, action in seen:
         assert np.array_equal(shown, observations[0])
@@ -179,6 +187,61 @@ def test_film_of_a_game_shows_what_the_agent_was_trained_on(monkeypatch, tmp_pat
     assert terminated[0] or truncated[0]
     assert len(seen) == 50
     envs.close()
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Countdown-v0"])
+def test_film_of_a_classic_environment_is_of_one_greedy_episode(env_id, monkeypatch, tmp_path):
+    agent, args = small_agent(sdsac_classic, env_id)
+    steps = []
+
+    class Recorder(gym.Wrapper):
+        def __init__(self, env, folder, **rest):
+            super().__init__(env)
+            assert folder == str(tmp_path / "videos")
+            assert env.render_mode == "rgb_array"
+
+        def step(self, action):
+            steps.append(super().step(action))
+            return steps[-1]
+
+    monkeypatch.setattr(gym.wrappers, "RecordVideo", Recorder)
+    path = sdsac_classic.film(agent.actor, args, tmp_path / "videos", seed=3)
+    assert path == tmp_path / "videos" / f"{env_id}__3-episode-0.mp4"
+    assert [terminated for _, _, terminated, _, _ in steps] == [False] * (len(steps) - 1) + [True]
+    assert len(steps) >= 4
+
+
+def test_an_agent_that_stands_still_is_cut_off_where_the_environment_has_no_limit():
+    assert gym.spec("CliffWalking-v1").max_episode_steps is None
+    actor = sdsac_classic.Actor(sdsac_classic.Encoder((48,)), 4)
+    torch.nn.init.zeros_(actor.head[-1].weight)
+    actor.head[-1].bias.data = torch.tensor([0.0, 0.0, 0.0, 1.0])  # to the left, into the wall
+    returns = sdsac_classic.evaluate(actor, sdsac_classic.Args(env_id="CliffWalking-v1"), 2, greedy=True, seed=0)
+    assert returns.tolist() == [-sdsac_classic.EVALUATION_LIMIT] * 2
+
+
+@SCRIPTS
+def test_the_last_checkpoint_of_an_unfinished_run_can_be_evaluated(script, capsys):
+    run = script.train(script.Args(**FLAGS[script]))
+    outputs = []
+    for path in (run, run / "checkpoint.pt", run):
+        capsys.readouterr()
+        script.main(["--evaluate", str(path), "--eval-episodes", "3"])
+        outputs.append(capsys.readouterr().out.splitlines()[1:])
+        (run / "agent.pt").unlink(missing_ok=True)
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_an_agent_that_was_tracked_can_be_evaluated_without_weights_and_biases(monkeypatch, capsys):
+    run = sdsac_classic.train(sdsac_classic.Args(**FLAGS[sdsac_classic]))
+    for name in ("agent.pt", "checkpoint.pt"):
+        state = torch.load(run / name, weights_only=True)
+        state["args"]["track"] = True
+        torch.save(state, run / name)
+    monkeypatch.setattr(sdsac_classic.importlib.util, "find_spec", lambda name: None)
+    sdsac_classic.main(["--evaluate", str(run), "--eval-episodes", "2"])
+    assert "greedy" in capsys.readouterr().out
+    sdsac_classic.main(["--resume", str(run), "--no-track"])
 
 
 @SCRIPTS

@@ -29,9 +29,9 @@ REFUSED = [
     ("--batch-size 1000000", "for this batch"),
     ("--buffer-size 100000000000000", "GB are free"),
     ("--env-id NoSuchThing-v0", "NoSuchThing"),
-    ("--resume nowhere", "no sound checkpoint.pt"),
-    ("--evaluate nowhere", "no sound nowhere"),
-    ("--evaluate .", "no sound agent.pt"),
+    ("--resume nowhere", "nowhere/checkpoint.pt cannot be read"),
+    ("--evaluate nowhere", "nowhere cannot be read (FileNotFoundError)"),
+    ("--evaluate .", "agent.pt cannot be read"),
     ("--evaluate somewhere --resume somewhere", "not together"),
 ]
 REFUSED_BY_ONE = [
@@ -134,6 +134,29 @@ def test_a_buffer_that_is_larger_than_the_free_memory(script, monkeypatch, capsy
     needed, fits = script.ReplayBuffer.nbytes(250_000, shape), int(message.split("; ")[1].split()[0])
     assert f"takes {needed / 1e9:.2f} GB of memory, 0.00 GB are free" in message
     assert 0.8 * free < script.ReplayBuffer.nbytes(fits, shape) <= 0.9 * free
+
+
+@SCRIPTS
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limits_of_containers_and_cluster_jobs_count(script, version, monkeypatch):
+    """Any of the control groups that the process is in can have a limit; version 2 writes `max` where there is none."""
+    files = {
+        1: {
+            "/proc/self/cgroup": "5:cpu,cpuacct:/user\n4:memory:/slurm/job_7/step_0\n0::/",
+            "/sys/fs/cgroup/memory/slurm/job_7/step_0/memory.limit_in_bytes": "9223372036854771712\n",
+            "/sys/fs/cgroup/memory/slurm/job_7/memory.limit_in_bytes": "3000000\n",
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        },
+        2: {
+            "/proc/self/cgroup": "0::/system.slice/job_7\n",
+            "/sys/fs/cgroup/system.slice/job_7/memory.max": "max\n",
+            "/sys/fs/cgroup/system.slice/memory.max": "3000000\n",
+        },
+    }[version]
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 5_000_000}))
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) in files)
+    monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
+    assert script.available_memory() == 3_000_000
 
 
 @SCRIPTS

@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,10 +234,11 @@ def test_a_second_sigint_ends_the_program_at_once(forkserver, tmp_path):
     assert process.exitcode == -signal.SIGINT
 
 
-def test_an_interrupted_atari_run_goes_on():
+@pytest.mark.parametrize(("number", "delay"), [(signal.SIGTERM, 0), (signal.SIGKILL, 0.2), (signal.SIGKILL, 0.7)])
+def test_an_interrupted_atari_run_goes_on(number, delay):
     process = start("sdsac_atari", **SHORT_ATARI)
-    run_dir, status, output = interrupt(process, signal.SIGTERM, 0)
-    assert status == 128 + signal.SIGTERM
+    run_dir, status, output = interrupt(process, number, delay)
+    assert status == (-number if number == signal.SIGKILL else 128 + number)
     stopped = torch.load(run_dir / "checkpoint.pt", weights_only=True)
     output = run_until_finished("sdsac_atari", run_dir)
     assert f"resumed at step {stopped['loop']['counts'][0]:,}; the games that were under way are lost" in output
@@ -334,8 +337,8 @@ def test_a_full_disk_stops_the_run_and_leaves_what_was_there(script, full, monke
     (path,) = Path("runs").glob("*/checkpoint.pt")
     kept = torch.load(path, weights_only=True)["loop"]["counts"][0]
     message = capsys.readouterr().err
-    assert "error: [Errno 28] No space left on device; the last good checkpoint is of step" in message
-    assert f"of step {kept:,}; to go on from it:" in message
+    last = f"the last good checkpoint, of step {kept:,}, is in {path.parent}"
+    assert f"error: [Errno 28] No space left on device; {last}; to go on:" in message
     assert message.rstrip().endswith(f"--resume {path.parent}")
     assert not list(path.parent.rglob("*.unfinished"))
     assert not (path.parent / "agent.pt").exists()
@@ -376,12 +379,64 @@ def test_what_is_not_finite_stops_the_run(script, quantity, damage, monkeypatch,
     (path,) = Path("runs").glob("*/checkpoint.pt")
     state = torch.load(path, weights_only=True)
     message = capsys.readouterr().err
-    assert f"error: {quantity} was not finite at update 41; the last good checkpoint is of step" in message
-    assert f"of step {state['loop']['counts'][0]:,}" in message
+    last = f"the last good checkpoint, of step {state['loop']['counts'][0]:,}, is in {path.parent}"
+    assert f"error: {quantity} was not finite at update 41; {last}" in message
     assert state["loop"]["counts"][1] <= 40
     for name in ("actor", "qf1", "qf2"):
         assert all(value.isfinite().all() for value in state["agent"][name].values())
     assert curves(path.parent)["losses/qf_loss"]
+
+
+class NotFinite(gym.Env):
+    """After 500 steps its rewards or observations are NaN."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,), np.float32), gym.spaces.Discrete(2)
+
+    def __init__(self, what):
+        self.what, self.steps = what, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        value = {
+            what: math.nan if what == self.what and self.steps == 500 else 0.5 for what in ("reward", "observation")
+        }
+        return np.full(2, value["observation"], np.float32), value["reward"], self.steps % 10 == 0, False, {}
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_what_an_environment_returns_must_be_finite(what, capsys):
+    """Or the replay buffer of the checkpoint would be poisoned before any update meets it."""
+    gym.register(f"NotFinite{what}-v0", entry_point=NotFinite, kwargs={"what": what})
+    with pytest.raises(SystemExit) as stop:
+        sdsac_classic.train(sdsac_classic.Args(**CLASSIC | {"env_id": f"NotFinite{what}-v0"}))
+    assert stop.value.code == 3
+    assert (
+        "of the environment was not finite at step 499; the last good checkpoint, of step 250"
+        in capsys.readouterr().err
+    )
+
+
+@SCRIPTS
+def test_other_errors_than_those_of_a_disk_are_not_called_so(script, monkeypatch):
+    def fail(*rest):
+        raise ConnectionResetError("the environment's server is gone")
+
+    monkeypatch.setattr(script, "update", fail)
+    with pytest.raises(ConnectionResetError):
+        script.train(script.Args(**SHORT_ATARI if script is sdsac_atari else CLASSIC))
+
+
+def test_without_a_terminal_progress_comes_in_plain_lines(monkeypatch, capsys):
+    monkeypatch.setitem(sdsac_classic.LINES, "mininterval", 0.2)
+    sdsac_classic.train(sdsac_classic.Args(**CLASSIC))
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines() if line.strip()]
+    pattern = r"step \d+ of 1500, +\S+ steps/s, \S+ left(, mean_return=\S+)?"
+    assert len(lines) >= 4
+    assert [line for line in lines if not re.fullmatch(pattern, line)] == []
 
 
 @pytest.fixture(scope="module")
@@ -422,6 +477,17 @@ def test_a_directory_without_a_sound_checkpoint_is_refused(tmp_path, capsys):
     assert "--resume" in refused(capsys, resume=tmp_path / "nowhere")
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
     assert "--resume" in refused(capsys, resume=tmp_path)
+
+
+def test_a_damaged_replay_is_refused(short_run, tmp_path, capsys):
+    run_dir = Path(shutil.copytree(short_run, tmp_path / "copy"))
+    (segment,) = (run_dir / "replay").iterdir()
+    content = segment.read_bytes()
+    for damage in (lambda: segment.write_bytes(content[: len(content) // 2]), segment.unlink):
+        damage()
+        (run_dir / "replay" / "another").touch()
+        assert "its checkpoint cannot be read" in refused(capsys, resume=run_dir)
+        assert (run_dir / "replay" / "another").exists()
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):

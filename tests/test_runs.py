@@ -518,9 +518,19 @@ def test_return_probe_follows_the_share_of_steps_it_is_told(script, monkeypatch)
 SHARED = [
     *("Batch", "Agent", "soft_value", "average_or_min", "critic_loss", "clipped_fraction", "actor_loss"),
     *("entropy_penalty", "entropy_of", "temperature_loss", "make_agent", "critic_parameters", "update", "step", "act"),
-    *("ReturnProbe", "save_agent", "load_agent", "set_schedules", "make_run_dir", "make_writer", "refuse"),
+    *("ReturnProbe", "agent_state", "load_agent", "set_schedules", "make_run_dir", "make_writer", "refuse"),
     *("write_file", "keep_only", "save_checkpoint", "load_checkpoint", "saved_args", "read_args", "StopSignals"),
-    *("check_args", "check_memory", "available_memory", "latch", "last_checkpoint", "agent_file", "check_finite"),
+    *(
+        "check_args",
+        "check_memory",
+        "available_memory",
+        "latch",
+        "stop_diverged",
+        "resume_command",
+        "last_checkpoint",
+        "agent_file",
+        "check_finite",
+    ),
     *("disk_trouble", "play", "main"),
 ]
 
