@@ -331,6 +331,12 @@ class Batch(NamedTuple):
     old_entropies: Tensor  # (B,) float32: entropy in nats of the policy that drew the action
 
 
+def to_device(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """A host array on `device`; a GPU is given it by way of page-locked memory, so that nothing waits for the copy."""
+    tensor = torch.as_tensor(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 class ReplayBuffer:
     """Ring of vector steps that keeps, with each transition, the entropy of the policy that collected it.
 
@@ -392,7 +398,7 @@ class ReplayBuffer:
         """
         row = self.steps % self.rows
         here = slice(row * self.num_envs, (row + 1) * self.num_envs)
-        self.frames[here] = torch.from_numpy(observations[:, -1]).to(self.frames.device)
+        self.frames[here] = to_device(observations[:, -1], self.frames.device)
         self.ages[here] = self.current_ages
         self.current_ages = np.where(resets, 0, np.minimum(self.current_ages + 1, self.stack - 1))
         self.actions[here] = actions
@@ -433,33 +439,42 @@ class ReplayBuffer:
             rows, lengths, terminated, valid = self.chains(steps, envs)
         return steps, envs, rows, lengths, terminated
 
-    def stacks(self, steps, envs) -> Tensor:
-        """The observations at (steps, envs), both (B,): (B, 4, 84, 84) uint8 on the buffer's device."""
+    def stack_indices(self, steps, envs) -> np.ndarray:
+        """Where the frames of the observations at (steps, envs), both (B,), are stored: (B, 4) int64."""
         back = np.arange(self.stack)[::-1]
         shown = back <= self.ages[self.index(steps, envs)][:, None]
-        frames = np.where(shown, self.index(steps[:, None] - back, envs[:, None]), len(self.frames) - 1)
-        indices = torch.from_numpy(frames.ravel()).to(self.frames.device)
-        return self.frames.index_select(0, indices).view(-1, self.stack, *self.frame_shape).to(self.device)
+        return np.where(shown, self.index(steps[:, None] - back, envs[:, None]), len(self.frames) - 1)
 
-    def sample(self, batch_size: int) -> Batch:
-        """`batch_size` transitions, drawn uniformly with replacement from all valid ones; there must be one."""
+    def gather(self, indices: Tensor) -> Tensor:
+        """The frames at `indices`, of any shape: (*indices.shape, 84, 84) uint8."""
+        return self.frames.index_select(0, indices.flatten()).view(*indices.shape, *self.frame_shape)
+
+    def pick(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """`batch_size` transitions, drawn uniformly with replacement from all valid ones, in two host tensors for
+        `batch`: where the frames of both observations are stored, (2, B, 4) int64, or, if that is the host, the frames
+        themselves, (2, B, 4, 84, 84) uint8; and rewards, discounts, entropies and actions, (4, B) float32.
+        """
         steps, envs, rows, lengths, terminated = self.draw(batch_size)
         taken = np.arange(self.n_step) < lengths[:, None]
         rewards = (self.rewards[rows] * taken) @ self.powers[:-1]
         discounts = np.where(terminated, 0.0, self.powers[lengths])
+        numbers = np.stack([rewards, discounts, self.entropies[rows[:, 0]], self.actions[rows[:, 0]]])
         successors = np.minimum(steps + lengths, self.steps - 1)
+        indices = np.stack([self.stack_indices(steps, envs), self.stack_indices(successors, envs)])
+        frames = torch.from_numpy(indices)
+        if self.frames.device.type == "cpu":
+            frames = self.gather(frames)
+        return frames, torch.from_numpy(numbers.astype(np.float32))
 
-        def to_device(array, dtype=None):
-            return torch.from_numpy(array).to(self.device, dtype)
+    def batch(self, frames: Tensor, numbers: Tensor) -> Batch:
+        """What `pick` drew, on the buffer's device, as `update` takes it."""
+        observations, next_observations = frames if frames.dtype == torch.uint8 else self.gather(frames)
+        rewards, discounts, entropies, actions = numbers
+        return Batch(observations, actions.long(), rewards, discounts, next_observations, entropies)
 
-        return Batch(
-            self.stacks(steps, envs),
-            to_device(self.actions[rows[:, 0]], torch.int64),
-            to_device(rewards, torch.float32),
-            to_device(discounts, torch.float32),
-            self.stacks(successors, envs),
-            to_device(self.entropies[rows[:, 0]]),
-        )
+    def sample(self, batch_size: int) -> Batch:
+        """`batch_size` transitions, drawn uniformly with replacement from all valid ones; there must be one."""
+        return self.batch(*(to_device(part, self.device) for part in self.pick(batch_size)))
 
     def cut(self, observations) -> None:
         """Ends all games here as truncated, `observations` (E, 4, 84, 84) being their last: they are not resumed."""
@@ -704,6 +719,62 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
     return metrics
 
 
+class Updater:
+    """`update` on a new sample at each call, in the same way whatever the device.
+
+    At batch 64 a GPU runs the kernels of an update faster than they can be launched one by one. So on CUDA, after some
+    calls in which optimisers and cuDNN make what they keep, the update is captured as one graph and replayed from then
+    on: the same kernels on the same addresses. Where capture fails, it goes on without.
+    """
+
+    WARM_UP = 3  # calls before the capture
+
+    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args):
+        self.agent, self.buffer, self.args = agent, buffer, args
+        self.captures = buffer.device.type == "cuda"
+        self.calls, self.graph, self.picked, self.metrics = 0, None, None, {}
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Returns the metrics of `update`; those of a graph are overwritten by the next call."""
+        picked = [to_device(part, self.buffer.device) for part in self.buffer.pick(self.args.batch_size)]
+        self.calls += 1
+        if not self.captures or self.calls <= self.WARM_UP:
+            self.picked = picked
+            self.run_aside() if self.captures else self.run()
+            return self.metrics
+        for mine, part in zip(self.picked, picked, strict=True):
+            mine.copy_(part)
+        if self.graph is None:
+            self.capture()
+        if self.graph is None:
+            self.run()
+        else:
+            self.graph.replay()
+        return self.metrics
+
+    def run(self) -> None:
+        self.metrics = update(self.agent, self.buffer.batch(*self.picked), self.args)
+
+    def run_aside(self) -> None:
+        """`run` on a stream of its own, as what is captured later must have been."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.run()
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def capture(self) -> None:
+        """Records `run` without running it."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.run()
+            self.graph = graph
+        except RuntimeError as error:
+            self.captures = False
+            tqdm.write(f"no CUDA graph, so updates are slower: {str(error).splitlines()[0]}")
+
+
 def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float | None) -> Tensor:
     """One step down the gradient of `loss`; returns its norm, before clipping, over all of the parameters."""
     optimizer.zero_grad()
@@ -733,7 +804,8 @@ def act(actor: Actor, observations: Tensor, generator: torch.Generator) -> tuple
     `generator` is the host's, whatever the device, so that a run can be resumed on another one.
     """
     log_pi = F.log_softmax(actor(observations), dim=1)
-    noise = torch.empty(log_pi.shape).exponential_(generator=generator).to(log_pi.device)
+    noise = torch.empty(log_pi.shape).exponential_(generator=generator)
+    noise = to_device(noise, log_pi.device)
     return (log_pi - noise.log()).argmax(1), entropy_of(log_pi)  # Gumbel-max: no check of arguments, no waiting
 
 
@@ -1213,6 +1285,7 @@ def train(args: Args) -> Path:
         }
         save_checkpoint(run_dir, agent_state(agent, args, observation_shape, num_actions), agent, buffer, loop)
 
+    updater = Updater(agent, buffer, args)
     log_time, log_step = time.perf_counter(), global_step
     style = {} if sys.stderr.isatty() else LINES  # a bar, or a plain line every half minute
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", **style)
@@ -1238,7 +1311,7 @@ def train(args: Args) -> Path:
                 break
 
             # Act
-            inputs = torch.from_numpy(observations).to(device)
+            inputs = to_device(observations, device)
             if global_step < args.learning_starts:
                 actions = warm_up_rng.integers(num_actions, size=args.num_envs)
                 entropies = np.full(args.num_envs, np.log(num_actions))
@@ -1254,7 +1327,7 @@ def train(args: Args) -> Path:
             while updates < due:
                 update_step = args.learning_starts + (updates // args.gradient_steps + 1) * args.update_frequency
                 set_schedules(agent, args, update_step)
-                metrics = update(agent, buffer.sample(args.batch_size), args)
+                metrics = updater()
                 updates += 1
 
             # Observe

@@ -301,8 +301,8 @@ def test_atari_games_that_are_not_resumed_end_as_truncated():
     assert valid.tolist() == [True] * 4 + [False] + [True] + [False] * 3
     assert lengths[:4].tolist() == [3, 3, 2, 1]
     assert not terminated.any()
-    assert buffer.stacks(np.array([4]), np.array([0]))[0, :, 0, 0].tolist() == [1, 2, 3, 30]
-    assert buffer.stacks(np.array([5]), np.array([0]))[0, :, 0, 0].tolist() == [0, 0, 0, 4]
+    stacks = buffer.gather(torch.from_numpy(buffer.stack_indices(np.array([4, 5]), np.array([0, 0]))))
+    assert stacks[:, :, 0, 0].tolist() == [[1, 2, 3, 30], [0, 0, 0, 4]]
 
 
 @SCRIPTS

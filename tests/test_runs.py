@@ -526,6 +526,8 @@ SHARED = [
         "available_memory",
         "latch",
         "stop_diverged",
+        "Updater",
+        "to_device",
         "resume_command",
         "last_checkpoint",
         "agent_file",
