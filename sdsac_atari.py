@@ -738,18 +738,18 @@ class Updater:
         """Returns the metrics of `update`; those of a graph are overwritten by the next call."""
         picked = [to_device(part, self.buffer.device) for part in self.buffer.pick(self.args.batch_size)]
         self.calls += 1
-        if not self.captures or self.calls <= self.WARM_UP:
+        if not self.captures:
             self.picked = picked
-            self.run_aside() if self.captures else self.run()
-            return self.metrics
-        for mine, part in zip(self.picked, picked, strict=True):
-            mine.copy_(part)
-        if self.graph is None:
-            self.capture()
-        if self.graph is None:
             self.run()
+        elif self.calls <= self.WARM_UP:
+            self.picked = picked
+            self.run_aside()
         else:
-            self.graph.replay()
+            for mine, part in zip(self.picked, picked, strict=True):
+                mine.copy_(part)
+            if self.graph is None:
+                self.capture()
+            self.graph.replay() if self.graph else self.run()
         return self.metrics
 
     def run(self) -> None:

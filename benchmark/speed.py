@@ -1,0 +1,134 @@
+"""Steps and updates per second of the learning phase, start-up time and peak memory: this project and its peers, one
+after the other in every round, each in a process of its own.
+
+python benchmark/speed.py                                 all tasks, 3 rounds; some 30 minutes on 2 cores
+python benchmark/speed.py --tasks classic --threads 1
+
+Peers come from PyPI into virtual environments below --venvs, made at the first call. Figures go to
+benchmark/results/speed/: speed.csv, a line per round, and speed.png, the medians.
+"""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import matplotlib
+import tyro
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+HERE = Path(__file__).parent
+PEERS = {  # virtual environment: what is installed there
+    "sb3": ["sb3-soft==0.1.1", "stable-baselines3[extra]==2.9.2", "torch==2.13.0"],
+    "tianshou": ["tianshou==2.0.1", "torch==2.13.0"],
+}
+CONTESTANTS = {  # name: the virtual environment, None for this one
+    "this project": None,
+    "sb3-soft": "sb3",
+    "sb3-dqn": "sb3",
+    "tianshou": "tianshou",
+}
+TASKS = {
+    "classic": ("CartPole-v1, batch 256, one update per step", ["this project", "sb3-soft", "tianshou", "sb3-dqn"]),
+    "atari": ("Breakout, batch 64, one update per 4 steps", ["this project", "sb3-soft", "sb3-dqn"]),
+}
+TITLES = {"steps_per_s": "steps/s", "updates_per_s": "updates/s", "startup_s": "start-up s", "peak_mb": "peak MB"}
+
+
+@dataclass
+class Args:
+    tasks: tuple[str, ...] = ("classic", "atari")
+    """classic, atari or both"""
+    rounds: int = 3
+    """how often every contestant is measured"""
+    updates: int = 300
+    """updates per measurement, after 50 that are not counted"""
+    threads: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """threads of each contestant"""
+    venvs: Path = HERE / ".venvs"
+    """directory of the peers' virtual environments"""
+    results: Path = HERE / "results" / "speed"
+    """directory of the table and the chart"""
+
+
+def interpreter(venvs: Path, name: str | None) -> str:
+    """The Python of a peer's virtual environment, which is made if it is not there."""
+    if name is None:
+        return sys.executable
+    directory = venvs / name
+    if not (directory / "complete").exists():
+        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+        subprocess.run([directory / "bin" / "pip", "install", "-q", *PEERS[name]], check=True)
+        (directory / "complete").touch()
+    return str(directory / "bin" / "python")
+
+
+def measure(python: str, name: str, task: str, args: Args) -> dict[str, float]:
+    command = [python, str(HERE / "speed_contestants.py"), name, task, str(args.threads), str(args.updates)]
+    environment = os.environ | {"LAUNCHED": repr(time.time()), "OMP_NUM_THREADS": str(args.threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    if done.returncode:
+        raise RuntimeError(f"{name} on {task}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def chart(rows: list[dict], args: Args, caption: str) -> None:
+    figure, axes = plt.subplots(1, len(args.tasks), figsize=(5 * len(args.tasks), 3.2), layout="constrained")
+    for axis, task in zip([axes] if len(args.tasks) == 1 else axes, args.tasks, strict=True):
+        title, names = TASKS[task]
+        for k, name in enumerate(reversed(names)):
+            values = [row["steps_per_s"] for row in rows if (row["task"], row["name"]) == (task, name)]
+            axis.barh(k, median(values), color="0.35" if name == "this project" else "0.75")
+            axis.plot(values, [k] * len(values), "k|", markersize=10)
+            axis.text(median(values), k, f" {median(values):.0f}", va="bottom")
+        axis.set_yticks(range(len(names)), reversed(names))
+        axis.set_xlabel("agent steps per second, learning phase")
+        axis.set_title(title, fontsize=10)
+        axis.margins(x=0.12)
+    figure.suptitle(caption, fontsize=8)
+    figure.savefig(args.results / "speed.png", dpi=150)
+
+
+def main(args: Args) -> None:
+    args.results.mkdir(parents=True, exist_ok=True)
+    caption = f"{processor()}, {args.threads} threads, torch 2.13.0; medians of {args.rounds} alternating rounds"
+    print(caption)
+    rows = []
+    for task in args.tasks:
+        title, names = TASKS[task]
+        pythons = {name: interpreter(args.venvs.resolve(), CONTESTANTS[name]) for name in names}
+        for number in range(args.rounds):
+            for name in names:
+                figures = measure(pythons[name], name, task, args)
+                rows.append({"task": task, "round": number, "name": name, "threads": args.threads} | figures)
+        print(f"\n{title}\n{'':14}" + "".join(f"{unit:>12}" for unit in TITLES.values()) + f"{'ratio, each round':>24}")
+        ours = [row["steps_per_s"] for row in rows if (row["task"], row["name"]) == (task, "this project")]
+        for name in names:
+            mine = [row for row in rows if (row["task"], row["name"]) == (task, name)]
+            ratios = " ".join(f"{a / row['steps_per_s']:7.2f}" for a, row in zip(ours, mine, strict=True))
+            print(
+                f"{name:14}" + "".join(f"{median(row[key] for row in mine):12.1f}" for key in TITLES) + f"{ratios:>24}"
+            )
+    with (args.results / "speed.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    chart(rows, args, caption)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
