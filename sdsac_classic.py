@@ -1225,6 +1225,7 @@ def train(args: Args) -> Path:
                 checkpoints = global_step // args.checkpoint_frequency
                 checkpoint()
             if stop.received:
+                bar.close()
                 name = signal.Signals(stop.received).name
                 tqdm.write(f"{name}: stopped at step {global_step:,}; {resume_command(run_dir)}")
                 raise SystemExit(128 + stop.received)
@@ -1281,7 +1282,7 @@ def train(args: Args) -> Path:
                 log_time, log_step = now, global_step
                 for tag, value in zip(metrics, torch.stack([*metrics.values()]).tolist(), strict=True):
                     writer.add_scalar(tag, value, global_step)
-            bar.update(global_step - bar.n)
+            bar.update(min(global_step, args.total_timesteps) - bar.n)
         writer.flush()
         state = agent_state(agent, args, observation_shape, num_actions)
         write_file(run_dir / "agent.pt", lambda file: torch.save(state, file))  # there: the run is finished

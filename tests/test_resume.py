@@ -183,8 +183,10 @@ def test_nothing_is_lost_whenever_a_run_is_killed(env_id, forkserver, tmp_path):
     assert not list(Path("runs").rglob("*.unfinished"))
 
 
-@SCRIPTS
-@pytest.mark.parametrize("where", ["update", "save_checkpoint", "evaluate"])
+@pytest.mark.parametrize(
+    ("script", "where"),
+    [(sdsac_classic, where) for where in ("update", "save_checkpoint", "evaluate")] + [(sdsac_atari, "evaluate")],
+)
 def test_a_signal_is_obeyed_wherever_it_comes(script, where, monkeypatch, capsys):
     """In an update and in a checkpoint the work is finished; an evaluation is made again by the resumed run."""
     flags = SHORT_ATARI | {"env_id": SHORT_GAMES} if script is sdsac_atari else CLASSIC
@@ -305,8 +307,11 @@ def test_atari_games_that_are_not_resumed_end_as_truncated():
     assert stacks[:, :, 0, 0].tolist() == [[1, 2, 3, 30], [0, 0, 0, 4]]
 
 
-@SCRIPTS
-@pytest.mark.parametrize("full", ["checkpoint.pt", "newest.npz", "agent.pt", "events"])
+@pytest.mark.parametrize(
+    ("script", "full"),
+    [(sdsac_classic, full) for full in ("checkpoint.pt", "newest.npz", "agent.pt", "events")]
+    + [(sdsac_atari, "newest.npz")],
+)
 def test_a_full_disk_stops_the_run_and_leaves_what_was_there(script, full, monkeypatch, capsys):
     """From its second write on, a file no longer fits; when there is space again, the run goes on."""
     flags = SHORT_ATARI if script is sdsac_atari else CLASSIC
