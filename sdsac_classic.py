@@ -887,7 +887,7 @@ def play(args: Args) -> None:
     check_env_id(args.env_id)
     path = agent_file(args.evaluate)
     agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    print(f"{trained.env_id}, trained for {trained.total_timesteps:,} steps with seed {trained.seed}: {path}")
+    print(f"{trained.env_id}, from a run of {trained.total_timesteps:,} steps with seed {trained.seed}: {path}")
     print(f"{'':8}{'mean':>9}{'deviation':>11}{'median':>9}{'min':>9}{'max':>9}{'distinct':>10}{'episodes':>10}")
     for mode, greedy in (("greedy", True), ("sampled", False)):
         returns = evaluate(agent.actor, trained, args.eval_episodes, greedy, args.seed)
