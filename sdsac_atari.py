@@ -85,7 +85,7 @@ class Args:
     checkpoint_frequency: int = 100_000
     """agent steps between checkpoints; one is also written at the end and on SIGTERM, SIGINT and SIGUSR1"""
     evaluate: Path | None = None
-    """agent.pt, or the directory, of a finished run: plays it greedy and sampled, prints the returns, trains nothing"""
+    """agent.pt, checkpoint.pt or a run's directory: plays it greedy and sampled and prints the returns; no training"""
     eval_episodes: int = 30
     """games per evaluation, shared out evenly over up to 10 environments"""
     eval_frequency: int | None = None
@@ -898,10 +898,13 @@ def greedy_actions(actor: Actor, observations: Tensor, generator: torch.Generato
 
 
 @torch.no_grad()
-def evaluate(actor: Actor, args: Args, episodes: int, greedy: bool, seed: int, stop=None) -> np.ndarray:
+def evaluate(
+    actor: Actor, args: Args, episodes: int, greedy: bool, seed: int, stop: "StopSignals | None" = None
+) -> np.ndarray:
     """Raw scores of `episodes` whole games, (episodes,) float64, greedy or sampled, in environments of their own.
 
-    Every environment plays its quota: stopping at the first so many games to finish would favour short ones.
+    Every environment plays its quota: stopping at the first so many games to finish would favour short ones. Fewer
+    are returned if `stop` receives a signal.
     """
     num_envs = min(episodes, 10)
     quota = np.array([len(part) for part in np.array_split(np.arange(episodes), num_envs)])
@@ -1034,6 +1037,7 @@ def last_checkpoint(run_dir: Path) -> str:
 
 
 def resume_command(run_dir: Path) -> str:
+    """Says how to go on."""
     return f"to go on:\n{shlex.join(['python', sys.argv[0], '--resume', str(run_dir)])}"
 
 

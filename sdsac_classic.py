@@ -77,7 +77,7 @@ class Args:
     checkpoint_frequency: int = 10_000
     """agent steps between checkpoints; one is also written at the end and on SIGTERM, SIGINT and SIGUSR1"""
     evaluate: Path | None = None
-    """agent.pt, or the directory, of a finished run: plays it greedy and sampled, prints the returns, trains nothing"""
+    """agent.pt, checkpoint.pt or a run's directory: plays it greedy and sampled and prints the returns; no training"""
     eval_episodes: int = 100
     """episodes per evaluation, shared out evenly over up to 10 environments"""
     eval_frequency: int | None = None
@@ -832,10 +832,13 @@ def evaluation_limit(args: Args) -> int | None:
 
 
 @torch.no_grad()
-def evaluate(actor: Actor, args: Args, episodes: int, greedy: bool, seed: int, stop=None) -> np.ndarray:
+def evaluate(
+    actor: Actor, args: Args, episodes: int, greedy: bool, seed: int, stop: "StopSignals | None" = None
+) -> np.ndarray:
     """Returns of `episodes` whole episodes, (episodes,) float64, greedy or sampled, in environments of their own.
 
-    Every environment plays its quota: stopping at the first so many episodes to finish would favour short ones.
+    Every environment plays its quota: stopping at the first so many episodes to finish would favour short ones. Fewer
+    are returned if `stop` receives a signal.
     """
     num_envs = min(episodes, 10)
     quota = np.array([len(part) for part in np.array_split(np.arange(episodes), num_envs)])
@@ -960,6 +963,7 @@ def last_checkpoint(run_dir: Path) -> str:
 
 
 def resume_command(run_dir: Path) -> str:
+    """Says how to go on."""
     return f"to go on:\n{shlex.join(['python', sys.argv[0], '--resume', str(run_dir)])}"
 
 

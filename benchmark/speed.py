@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -105,7 +106,9 @@ def chart(rows: list[dict], args: Args, caption: str) -> None:
 
 def main(args: Args) -> None:
     args.results.mkdir(parents=True, exist_ok=True)
-    caption = f"{processor()}, {args.threads} threads, torch 2.13.0; medians of {args.rounds} alternating rounds"
+    caption = (
+        f"{processor()}, {args.threads} threads, torch {version('torch')}; medians of {args.rounds} alternating rounds"
+    )
     print(caption)
     rows = []
     for task in args.tasks:
