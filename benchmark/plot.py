@@ -1,99 +1,408 @@
-"""Learning curves: TensorBoard logs -> tidy CSV -> PNG.
+"""Figures and the table of a benchmark: TensorBoard logs -> tidy CSV -> PNGs and Markdown.
 
-    python benchmark/plot.py cartpole --runs runs/CartPole-v1__sdsac_classic__* --threshold 475
-    python benchmark/plot.py cartpole --threshold 475              draws again from the CSV that is already there
+    python benchmark/plot.py classic --runs benchmark/runs/classic                      all runs below a directory
+    python benchmark/plot.py cartpole --runs runs/CartPole-v1__sdsac_classic__*         or runs one by one
+    python benchmark/plot.py classic                                                    again, from the CSV alone
 
-Writes benchmark/results/NAME.csv (env_id, exp_name, seed, step, episodic_return; one row per episode) and NAME.png:
-each seed's mean return over bins of agent steps, thin; their mean, thick; and the 95% bootstrap interval of that mean
-over seeds, shaded. A bin in which not every seed ended an episode has no mean. Prints, per seed, the mean return of
-the last 20 episodes.
+Run directories are named {env_id}__{variant}__{seed}__{time}; a finished run has agent.pt. Writes NAME.csv (env_id,
+variant, seed, metric, step, value, count) and NAME.png (learning curves) to benchmark/results/ and, where there is the
+data for them, NAME_bias.png, NAME_aggregates.png and NAME_profiles.png. Prints the runs per cell and a Markdown table.
 """
 
-import csv
+import math
+import re
+import sys
+import textwrap
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib.pyplot as plt
+import gymnasium as gym
 import numpy as np
+import pandas as pd
 import tyro
+from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from rliable import library as rly
+from rliable import metrics as rly_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = ["env_id", "exp_name", "seed", "step", "episodic_return"]
+ATARI_SCORES = Path(__file__).parent / "atari_scores.csv"
+COLUMNS = ["env_id", "variant", "seed", "metric", "step", "value", "count"]
+METRICS = {
+    "charts/episodic_return": "episodic_return",
+    "eval/episodic_return": "eval_return",
+    "diagnostics/q_predicted": "q_predicted",
+    "diagnostics/q_monte_carlo": "q_monte_carlo",
+}
+MEASURES = {True: "last greedy evaluation", False: "last 20 training episodes"}  # what final_scores takes
+# Mean returns of uniformly random actions over 1,000 episodes that begin from the seeds 0 to 999: the score 0 of the
+# environments outside Atari; the score 1 is the reward threshold that Gymnasium states
+RANDOM_RETURNS = {"CartPole-v1": 22.2, "Acrobot-v1": -499.1, "MountainCar-v0": -200.0, "LunarLander-v3": -181.7}
+# Okabe and Ito's colours, which the colour-blind can tell apart, less yellow, which is too light for a line
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"]
+LINES = ["-", "--", "-.", (0, (1, 1.5))]
+MARKERS = ["o", "s", "^", "D", "v", "X", "P", "<", ">"]
+RESAMPLES = 2000
 
 
 @dataclass
 class Args:
     name: tyro.conf.Positional[str]
-    """name of the CSV and the PNG under benchmark/results/"""
+    """name of the CSV and the figures below benchmark/results/"""
     runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR")] = ()
-    """run directories to read; none: draw from the CSV"""
-    threshold: float | None = None
-    """return at which the environment counts as solved, drawn as a dashed line"""
-    bins: int = 50
-    """bins along the step axis"""
+    """directories with runs below them, or runs' own; none: draw from the CSV"""
+    bins: int = 100
+    """bins that the steps of each environment are divided into; each should be longer than an episode"""
+    partial: bool = False
+    """if toggled, unfinished runs are read too"""
+    default: str | None = None
+    """the variant that comes first and that the others are compared with; None: the first by name"""
 
 
-def read_runs(runs: tuple[Path, ...]) -> list[dict]:
-    """One row per episode of each run directory."""
-    rows = []
-    for run in sorted(runs):
-        env_id, exp_name, seed, _ = run.name.split("__")
-        events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-        for event in events.Scalars("charts/episodic_return"):
-            rows.append(dict(zip(COLUMNS, (env_id, exp_name, seed, event.step, round(event.value, 3)), strict=True)))
+# ----------------------------------------------------------------------------------------------------------------------
+# Logs -> CSV
+
+
+def find_runs(roots: tuple[Path, ...], partial: bool) -> dict[tuple[str, str, int], Path]:
+    """(env_id, variant, seed) -> run directory; of several, the newest finished one, or else the newest."""
+    runs = {}
+    found = {file.parent for root in roots for file in root.rglob("events.out.tfevents.*")}
+    for run in sorted(found, key=lambda run: ((run / "agent.pt").exists(), run.name.split("__")[-1])):
+        env_id, variant, seed, _ = run.name.split("__")
+        if partial or (run / "agent.pt").exists():
+            runs[env_id, variant, int(seed)] = run
+    return runs
+
+
+def read_run(run: Path) -> tuple[pd.DataFrame, int]:
+    """Every logged point of METRICS (metric, step, value, count), and the last step that anything was logged at."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    tags = events.Tags()
+    texts = events.Tensors("hyperparameters/text_summary") if "hyperparameters/text_summary" in tags["tensors"] else []
+    flags = " ".join(text.tensor_proto.string_val[0].decode() for text in texts)
+    stated = re.search(r"\|eval_episodes\|(\d+)\|", flags)
+    episodes = int(stated[1]) if stated else 0  # per evaluation; 0: the log does not say
+    scalars = {tag: events.Scalars(tag) for tag in tags["scalars"]}
+    points = [
+        (metric, event.step, event.value, episodes if metric == "eval_return" else 1)
+        for tag, metric in METRICS.items()
+        for event in scalars.get(tag, [])
+    ]
+    last = max((event.step for logged in scalars.values() for event in logged), default=0)
+    return pd.DataFrame(points, columns=["metric", "step", "value", "count"]), last
+
+
+def to_budget(last: int) -> int:
+    """A run's last step to three digits: with several environments runs end a few steps late."""
+    return int(float(f"{last:.3g}"))
+
+
+def summarize(points: pd.DataFrame, budget: int, bins: int) -> pd.DataFrame:
+    """The CSV's rows of one run. Training returns and Q are means over `bins` bins of the `budget`, each named by its
+    right edge, which it includes; evaluations stay as they are; the last 20 training episodes become one row.
+    """
+    right = np.ceil(points["step"] * bins / budget).clip(1, bins) * budget / bins
+    step = right.round().astype(int).where(points["metric"] != "eval_return", points["step"])
+    rows = points.assign(step=step).groupby(["metric", "step"], as_index=False)
+    rows = rows.agg(value=("value", "mean"), count=("count", "sum"))
+    last = points[points["metric"] == "episodic_return"].tail(20)
+    rows.loc[len(rows)] = ["last_20_episodes", last["step"].max(), last["value"].mean(), len(last)]
     return rows
 
 
-def curves(rows: list[dict], bins: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Right edges of the bins (bins,), mean return per seed and bin (seeds, bins), NaN where none ended; the seeds."""
-    edges = np.linspace(0, max(int(row["step"]) for row in rows), bins + 1)
-    seeds = sorted({row["seed"] for row in rows}, key=int)
-    means = np.full((len(seeds), bins), np.nan)
-    for i, seed in enumerate(seeds):
-        own = [(int(row["step"]), float(row["episodic_return"])) for row in rows if row["seed"] == seed]
-        which = np.clip(np.digitize([step for step, _ in own], edges, right=True) - 1, 0, bins - 1)
-        for k in np.unique(which):
-            means[i, k] = np.mean([value for (_, value), bin_ in zip(own, which, strict=True) if bin_ == k])
-    return edges[1:], means, seeds
+def tidy(runs: dict[tuple[str, str, int], Path], bins: int) -> pd.DataFrame:
+    """The CSV of these runs; the last step of an environment's longest run is its budget."""
+    logs = {cell: read_run(run) for cell, run in runs.items()}
+    longest = {}
+    for (env_id, _, _), (_, last) in logs.items():
+        longest[env_id] = max(last, longest.get(env_id, 0))
+    parts = [
+        summarize(points, to_budget(longest[env_id]), bins).assign(env_id=env_id, variant=variant, seed=seed)
+        for (env_id, variant, seed), (points, _) in logs.items()
+        if "episodic_return" in points["metric"].values
+    ]
+    return pd.concat(parts)[COLUMNS].sort_values(COLUMNS[:5])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Numbers
+
+
+def interval(values: np.ndarray) -> np.ndarray:
+    """95% bootstrap interval (low, high) of the mean over the first axis, that of the seeds: (S, ...) -> (2, ...)."""
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    return np.quantile(values[draws].mean(1), [0.025, 0.975], axis=0)
+
+
+def final_scores(data: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Per (env_id, variant, seed) its last evaluation, in environments all of whose runs have one, and the mean of the
+    last 20 training episodes in the others; and per env_id whether it is the evaluation.
+    """
+    last = data.groupby(["env_id", "variant", "seed", "metric"])["value"].last().unstack()
+    last = last.reindex(columns=["eval_return", "last_20_episodes"])
+    evaluated = last["eval_return"].notna().groupby("env_id").all()
+    use = evaluated.reindex(last.index, level="env_id")
+    return last["eval_return"].where(use, last["last_20_episodes"]), evaluated
+
+
+def threshold(env_id: str) -> float | None:
+    """The return at which Gymnasium counts an environment as solved; None where it names none."""
+    return gym.registry[env_id].reward_threshold if env_id in gym.registry else None
+
+
+def reference_returns(env_id: str) -> tuple[float, float] | None:
+    """The returns that normalised scores of 0 and 1 stand for: random and human (Atari) or random and threshold."""
+    atari = pd.read_csv(ATARI_SCORES, comment="#", index_col="game")
+    game = re.sub(r"^ALE-|(NoFrameskip|Deterministic)?-v\d+$", "", env_id)
+    if game in atari.index:
+        return atari.loc[game, "random"], atari.loc[game, "human"]
+    return (RANDOM_RETURNS[env_id], threshold(env_id)) if env_id in RANDOM_RETURNS else None
+
+
+def score_matrices(scores: pd.Series) -> tuple[dict[str, np.ndarray], list[str], list[int]]:
+    """Normalised scores per variant, (runs, tasks) as rliable takes them; the tasks and the runs' seeds.
+
+    Tasks are the environments with reference returns in which every variant has runs; seeds are those that every
+    variant has in every one of them.
+    """
+    table = scores.unstack("env_id")  # rows are (variant, seed)
+    tasks = [task for task in table if reference_returns(task) and table[task].notna().groupby("variant").any().all()]
+    complete = table[tasks].notna().all(axis=1).unstack("seed", fill_value=False).all() & bool(tasks)
+    seeds = complete.index[complete].tolist()
+    low, high = np.array([reference_returns(task) for task in tasks]).reshape(-1, 2).T
+    variants = table.index.unique("variant")
+    matrices = {name: (table.loc[name].loc[seeds, tasks].to_numpy() - low) / (high - low) for name in variants}
+    return matrices, tasks, seeds
+
+
+def estimate(scores: dict, function) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Point estimates and 95% stratified bootstrap intervals (2, ...) of `function`."""
+    np.random.seed(0)  # rliable draws from this generator, whatever random_state it is given
+    return rly.get_interval_estimates(scores, function, reps=RESAMPLES)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def count_of(seeds) -> str:
+    """'10 seeds', or which one it is."""
+    return f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+
+
+def seeds_of(data: pd.DataFrame) -> str:
+    """How many seeds the variants have, and which ones have another number than most."""
+    seeds = data.groupby("variant")["seed"].unique()
+    usual = seeds[seeds.map(len) == seeds.map(len).mode().max()].iloc[0]
+    others = [f"{variant}: {len(own)}" for variant, own in seeds.items() if len(own) != len(usual)]
+    return count_of(usual) + (f" ({', '.join(others)})" if others else "")
+
+
+def table_cell(values: np.ndarray, best: float) -> str:
+    """'mean ± half the interval', in bold if the mean is the best."""
+    mean = values.mean()
+    digits = 1 if abs(mean) >= 10 else 2
+    text = f"{mean:,.{digits}f}"
+    if len(values) > 1:
+        low, high = interval(values)
+        text += f" ± {(high - low) / 2:,.{digits}f}"
+    return f"**{text}**" if mean == best else text
+
+
+def markdown_table(data: pd.DataFrame, variants: list[str]) -> str:
+    """Environments as rows, variants as columns, and a caption."""
+    scores, evaluated = final_scores(data)
+    lines = [f"| | {' | '.join(variants)} |", "|---|" + "---|" * len(variants)]
+    caption = ["Mean over seeds ± half the width of its 95% bootstrap interval; bold: the highest mean of the row."]
+    for env_id, own in data.groupby("env_id"):
+        values = {variant: cell.to_numpy() for variant, cell in scores[env_id].groupby("variant")}
+        best = max(cell.mean() for cell in values.values())
+        cells = [table_cell(values[variant], best) if variant in values else "" for variant in variants]
+        lines.append(f"| {env_id} | {' | '.join(cells)} |")
+        caption.append(
+            f"{env_id}: {to_budget(own['step'].max()):,} steps, {seeds_of(own)}, {MEASURES[evaluated[env_id]]}."
+        )
+    return "\n".join([*lines, "", *caption])
+
+
+def print_runs(data: pd.DataFrame) -> None:
+    """The number of runs per cell, and the mean return of each one's last 20 training episodes."""
+    cells = data[data["metric"] == "last_20_episodes"].groupby(["env_id", "variant"])
+    for cell, own in cells:
+        mean, low, high = own["value"].agg(["mean", "min", "max"])
+        seeds = ", ".join(f"{seed}: {value:.4g}" for seed, value in zip(own["seed"], own["value"], strict=True))
+        print(f"{' '.join(cell)}, {count_of(own['seed'].tolist())}: mean return of the last 20 training episodes")
+        print(f"    {mean:.4g}, from {low:.4g} to {high:.4g}; per seed {seeds}")
+    counts = cells.size()
+    if counts.unstack(fill_value=0).stack().nunique() > 1:
+        print("Cells have different numbers of runs.")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    print(path)
+
+
+def style_variants(variants: list[str]) -> dict[str, dict]:
+    """Colour, line style and marker of each variant; any one of the three tells neighbours apart."""
+    styles = zip(variants, cycle(COLOURS), cycle(LINES), cycle(MARKERS), strict=False)
+    return {name: {"color": colour, "linestyle": line, "marker": marker} for name, colour, line, marker in styles}
+
+
+def markers(i: int, points: int) -> dict:
+    """About eight small markers on the i-th line of so many points, not where its neighbours have theirs."""
+    every = max(1, points // 8)
+    return {"markersize": 4, "markevery": (2 * i % every, every)}
+
+
+def draw_curves(
+    series: pd.DataFrame, styles: dict, ylabel: str, path: Path, levels: dict[str, float], level: str
+) -> None:
+    """A panel per environment, a line per variant over the bins that every seed has a value in, with the interval over
+    seeds; `levels` are drawn as dashed lines, called `level`. A single variant's seeds are drawn too, thin.
+    """
+    environments = series["env_id"].unique()
+    columns = min(3, math.ceil(len(environments) ** 0.5))
+    rows = math.ceil(len(environments) / columns)
+    size = (7, 4.6) if len(environments) == 1 else (4.6 * columns, 3.4 * rows + 1)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    if series.groupby(["env_id", "variant"])["seed"].nunique().max() > 1:
+        thin = "thin: single seeds; " if len(styles) == 1 else ""
+        figure.suptitle(f"mean over seeds; {thin}shaded: 95% bootstrap interval of the mean", fontsize="medium")
+    for axis in axes.flat[len(environments) :]:
+        axis.remove()
+    for axis, env_id in zip(axes.flat, environments, strict=False):
+        own = series[series["env_id"] == env_id]
+        width = np.diff(np.unique([0, *own["step"]])).min()
+        for i, (variant, style) in enumerate(styles.items()):
+            values = own[own["variant"] == variant].pivot(index="seed", columns="step", values="value")
+            if len(styles) == 1 and len(values) > 1:
+                axis.plot(values.columns, values.T, color=style["color"], linewidth=0.7, alpha=0.35)
+            full = values.dropna(axis=1)
+            if full.shape != values.shape:
+                bins = f"{full.shape[1]} of {values.shape[1]} bins"
+                print(f"{path.name}, {env_id} {variant}: every seed has {bins}, which are drawn")
+            if full.size:
+                axis.plot(full.columns, full.mean(), label=variant, **style, **markers(i, full.shape[1]))
+            if len(full) > 1:
+                low, high = interval(full.to_numpy())
+                axis.fill_between(full.columns, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        if levels.get(env_id) is not None:
+            axis.axhline(levels[env_id], color="0.35", linestyle=(0, (6, 4)), linewidth=1, label=level)
+        title = f"{env_id}, {', '.join(styles)}" if len(styles) == 1 else env_id
+        axis.set_title(textwrap.fill(f"{title}, {seeds_of(own)}", 52), fontsize="medium")
+        axis.set(xlabel=f"agent steps (points: means over bins of {width:,.0f})", ylabel=ylabel)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.grid(alpha=0.3)
+    legends = [axis.get_legend_handles_labels() for axis in figure.axes]
+    handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
+    if len(handles) > 1:
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
+    save(figure, path)
+
+
+def draw_aggregates(matrices: dict[str, np.ndarray], styles: dict, caption: str, path: Path) -> None:
+    """Interquartile mean, optimality gap, and the probability that the first variant does better than each other."""
+    default, *others = styles
+    functions = (rly_metrics.aggregate_iqm, rly_metrics.aggregate_optimality_gap)
+    aggregates = estimate(matrices, lambda x: np.array([function(x) for function in functions]))
+    pairs = {name: [matrices[default], matrices[name]] for name in others}
+    improvement = estimate(pairs, lambda x, y: np.array([rly_metrics.probability_of_improvement(x, y)]))
+    panels = [
+        ("interquartile mean (higher is better)\nnormalised score", 0, aggregates),
+        ("optimality gap (lower is better)\nnormalised score", 1, aggregates),
+        (f"probability that {default}\nscores higher than the variant", 0, improvement),
+    ]
+    figure, axes = plt.subplots(1, 3, figsize=(11, 1.6 + 0.32 * len(styles)), sharey=True, layout="constrained")
+    for axis, (label, k, (points, intervals)) in zip(axes, panels, strict=True):
+        for y, (name, style) in enumerate(styles.items()):
+            if name in points:
+                axis.plot(points[name][k], y, color=style["color"], marker=style["marker"], markersize=5)
+                if len(matrices[name]) > 1:
+                    axis.plot(intervals[name][:, k], [y, y], color=style["color"], linewidth=2)
+        axis.set_xlabel(label)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(styles)), styles)
+    axes[0].set_ylim(len(styles) - 0.5, -0.5)
+    axes[2].axvline(0.5, color="0.35", linestyle=(0, (6, 4)), linewidth=1)
+    axes[2].set_xlim(-0.04, 1.04)
+    figure.suptitle(textwrap.fill(caption, 130), fontsize="medium")
+    save(figure, path)
+
+
+def draw_profiles(matrices: dict[str, np.ndarray], styles: dict, caption: str, path: Path) -> None:
+    """Performance profiles: the share of runs, over all tasks, whose normalised score is above each value."""
+    pooled = np.concatenate([scores.ravel() for scores in matrices.values()])
+    taus = np.linspace(min(0, pooled.min()), max(1, pooled.max()), 61)
+    profiles, intervals = estimate(matrices, lambda x: rly.score_distributions(x, taus))
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    for i, (name, style) in enumerate(styles.items()):
+        axis.plot(taus, profiles[name], label=name, **style, **markers(i, len(taus)))
+        if len(matrices[name]) > 1:
+            axis.fill_between(taus, *intervals[name], color=style["color"], alpha=0.15, linewidth=0)
+    axis.set(xlabel="normalised score τ", ylabel="share of runs with a score above τ")
+    axis.set_title(textwrap.fill(caption, 80), fontsize="medium")
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    save(figure, path)
+
+
+def draw(data: pd.DataFrame, name: str, variants: list[str]) -> None:
+    """All figures that there is data for."""
+    styles = style_variants(variants)
+    returns = data[data["metric"] == "episodic_return"]
+    levels = {env_id: threshold(env_id) for env_id in returns["env_id"].unique()}
+    draw_curves(returns, styles, "return of training episodes", RESULTS / f"{name}.png", levels, "reward threshold")
+
+    pairs = data.pivot_table(index=["env_id", "variant", "seed", "step"], columns="metric", values="value")
+    if {"q_predicted", "q_monte_carlo"} <= set(pairs):
+        bias = (pairs["q_predicted"] - pairs["q_monte_carlo"]).dropna().rename("value").reset_index()
+        levels = dict.fromkeys(bias["env_id"].unique(), 0)
+        draw_curves(bias, styles, "Q predicted minus followed", RESULTS / f"{name}_bias.png", levels, "no bias")
+
+    if len(variants) == 1:
+        return
+    scores, evaluated = final_scores(data)
+    matrices, tasks, seeds = score_matrices(scores)
+    if not seeds:
+        print("No aggregates: no seed that all variants have in an environment whose scores can be normalised.")
+        return
+    steps = data.groupby("env_id")["step"].max()
+    left_out = sorted(set(steps.index) - set(tasks))
+    caption = ", ".join(f"{task} ({to_budget(steps[task]):,} steps)" for task in tasks)
+    caption += f", without {', '.join(left_out)}; " if left_out else "; "
+    caption += f"{count_of(seeds)}, common to all variants; "
+    caption += "95% stratified bootstrap intervals; " if len(seeds) > 1 else ""
+    caption += "normalised score: " + " or ".join(sorted({MEASURES[one] for one in evaluated[tasks]}))
+    caption += ", 0: random policy, 1: reward threshold (Atari: human)"
+    draw_aggregates(matrices, styles, caption, RESULTS / f"{name}_aggregates.png")
+    draw_profiles(matrices, styles, caption, RESULTS / f"{name}_profiles.png")
 
 
 def main(args: Args) -> None:
     path = RESULTS / f"{args.name}.csv"
     if args.runs:
-        path.parent.mkdir(exist_ok=True)
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(read_runs(args.runs))
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    steps, means, seeds = curves(rows, args.bins)
-
-    last = [np.mean([float(row["episodic_return"]) for row in rows if row["seed"] == seed][-20:]) for seed in seeds]
-    for seed, value in zip(seeds, last, strict=True):
-        print(f"seed {seed}: mean return of the last 20 episodes {value:.1f}")
-    print(f"{len(seeds)} seeds: mean {np.mean(last):.1f}, minimum {np.min(last):.1f}, maximum {np.max(last):.1f}")
-
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for own in means:
-        shown = ~np.isnan(own)
-        thin = {"linewidth": 0.8, "alpha": 0.4} if len(seeds) > 1 else {"linewidth": 2}
-        axes.plot(steps[shown], own[shown], color="tab:blue", **thin)
-    if len(seeds) > 1:
-        draws = np.random.default_rng(0).integers(len(seeds), size=(2000, len(seeds)))
-        full = ~np.isnan(means).any(0)  # bins in which every seed ended an episode
-        low, high = np.quantile(means[:, full][draws].mean(1), [0.025, 0.975], axis=0)
-        axes.fill_between(steps[full], low, high, color="tab:blue", alpha=0.2, linewidth=0)
-        axes.plot(steps[full], means[:, full].mean(0), color="tab:blue", linewidth=2)
-    if args.threshold is not None:
-        axes.axhline(args.threshold, color="black", linestyle="--", linewidth=1)
-    count = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-    title = f"{rows[0]['env_id']}, {rows[0]['exp_name']}, {count}"
-    axes.set(title=title, xlabel="agent steps", ylabel=f"episodic return, means of {steps[0]:,.0f} steps")
-    axes.grid(alpha=0.3)
-    figure.savefig(path.with_suffix(".png"), dpi=120)
+        runs = find_runs(args.runs, args.partial)
+        if not runs:
+            sys.exit("no finished runs there (agent.pt beside TensorBoard events); --partial takes unfinished ones too")
+        RESULTS.mkdir(exist_ok=True)
+        tidy(runs, args.bins).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    data = pd.read_csv(path)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    variants = sorted(data["variant"].unique(), key=lambda variant: (variant != args.default, variant))
+    print_runs(data)
+    draw(data, args.name, variants)
+    if len(variants) > 1:
+        print(f"\n{markdown_table(data, variants)}")
 
 
 if __name__ == "__main__":

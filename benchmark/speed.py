@@ -30,16 +30,25 @@ HERE = Path(__file__).parent
 PEERS = {  # virtual environment: what is installed there
     "sb3": ["sb3-soft==0.1.1", "stable-baselines3[extra]==2.9.2", "torch==2.13.0"],
     "tianshou": ["tianshou==2.0.1", "torch==2.13.0"],
+    "cleanrl": [
+        *("gymnasium==0.29.1", "ale-py==0.9.1", "numpy==1.26.4", "opencv-python-headless==4.11.0.86"),
+        *("tyro", "tensorboard", "torch==2.13.0"),
+    ],
 }
 CONTESTANTS = {  # name: the virtual environment, None for this one
     "this project": None,
+    "plain form": None,  # this project with the update of plain.py
+    "cleanrl": "cleanrl",
     "sb3-soft": "sb3",
     "sb3-dqn": "sb3",
     "tianshou": "tianshou",
 }
 TASKS = {
     "classic": ("CartPole-v1, batch 256, one update per step", ["this project", "sb3-soft", "tianshou", "sb3-dqn"]),
-    "atari": ("Breakout, batch 64, one update per 4 steps", ["this project", "sb3-soft", "sb3-dqn"]),
+    "atari": (
+        "Breakout, batch 64, one update per 4 steps",
+        ["this project", "plain form", "cleanrl", "sb3-soft", "sb3-dqn"],
+    ),
 }
 TITLES = {"steps_per_s": "steps/s", "updates_per_s": "updates/s", "startup_s": "start-up s", "peak_mb": "peak MB"}
 
@@ -56,6 +65,8 @@ class Args:
     """threads of each contestant"""
     venvs: Path = HERE / ".venvs"
     """directory of the peers' virtual environments"""
+    cleanrl: Path | None = None
+    """directory of a checkout of https://github.com/vwxyzjn/cleanrl, whose sac_atari.py is then measured too"""
     results: Path = HERE / "results" / "speed"
     """directory of the table and the chart"""
 
@@ -75,6 +86,7 @@ def interpreter(venvs: Path, name: str | None) -> str:
 def measure(python: str, name: str, task: str, args: Args) -> dict[str, float]:
     command = [python, str(HERE / "speed_contestants.py"), name, task, str(args.threads), str(args.updates)]
     environment = os.environ | {"LAUNCHED": repr(time.time()), "OMP_NUM_THREADS": str(args.threads)}
+    environment["CLEANRL"] = str(args.cleanrl and args.cleanrl.resolve())
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     if done.returncode:
         raise RuntimeError(f"{name} on {task}: {done.stderr[-2000:]}")
@@ -91,6 +103,7 @@ def chart(rows: list[dict], args: Args, caption: str) -> None:
     figure, axes = plt.subplots(1, len(args.tasks), figsize=(5 * len(args.tasks), 3.2), layout="constrained")
     for axis, task in zip([axes] if len(args.tasks) == 1 else axes, args.tasks, strict=True):
         title, names = TASKS[task]
+        names = [name for name in names if any((row["task"], row["name"]) == (task, name) for row in rows)]
         for k, name in enumerate(reversed(names)):
             values = [row["steps_per_s"] for row in rows if (row["task"], row["name"]) == (task, name)]
             axis.barh(k, median(values), color="0.35" if name == "this project" else "0.75")
@@ -113,6 +126,8 @@ def main(args: Args) -> None:
     rows = []
     for task in args.tasks:
         title, names = TASKS[task]
+        if not args.cleanrl:
+            names = [name for name in names if name != "cleanrl"]
         pythons = {name: interpreter(args.venvs.resolve(), CONTESTANTS[name]) for name in names}
         for number in range(args.rounds):
             for name in names:

@@ -10,6 +10,7 @@ the program UPDATES later. Start-up runs from the launch of the process to the f
 import json
 import os
 import resource
+import runpy
 import sys
 import tempfile
 import time
@@ -61,6 +62,38 @@ def this_project() -> None:
     script.torch.set_num_threads = lambda threads: None  # the classic script would set one
     script.update = Clock(args.update_frequency).wrap(script.update)
     script.train(args)
+
+
+def plain_form() -> None:
+    """This project on Breakout with the update of plain.py: three encoders, float32, default layout, plain Adam."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from plain import PlainAgent, plain_update
+
+    import sdsac_atari as script
+
+    script.CPU_BF16, copies = False, {}
+
+    def update(agent, batch, args):
+        if not copies:
+            copies["agent"] = PlainAgent(agent, args, separate=True)
+        return plain_update(script, copies["agent"], batch, args)
+
+    script.update = update
+    this_project()
+
+
+def cleanrl() -> None:
+    """CleanRL's sac_atari.py as it stands; Breakout only. Its replay buffer is sampled once per update."""
+    sys.path.insert(0, os.environ["CLEANRL"])
+    import ale_py  # noqa: F401, registers the games
+    import torch
+    from cleanrl_utils.buffers import ReplayBuffer
+
+    torch.set_num_threads(THREADS)
+    ReplayBuffer.sample = Clock(4).wrap(ReplayBuffer.sample)
+    flags = f"--env-id BreakoutNoFrameskip-v4 --no-cuda --buffer-size 10000 --learning-starts {STARTS}"
+    sys.argv = ["sac_atari.py", *flags.split()]
+    runpy.run_path(os.environ["CLEANRL"] + "/cleanrl/sac_atari.py", run_name="__main__")
 
 
 def stable_baselines3(algorithm, policy, clock, **settings) -> None:
@@ -145,4 +178,11 @@ def tianshou_sac() -> None:
 
 if __name__ == "__main__":
     os.chdir(tempfile.mkdtemp())
-    {"this project": this_project, "sb3-soft": sb3_soft, "sb3-dqn": sb3_dqn, "tianshou": tianshou_sac}[NAME]()
+    {
+        "this project": this_project,
+        "plain form": plain_form,
+        "cleanrl": cleanrl,
+        "sb3-soft": sb3_soft,
+        "sb3-dqn": sb3_dqn,
+        "tianshou": tianshou_sac,
+    }[NAME]()

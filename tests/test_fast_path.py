@@ -1,0 +1,128 @@
+"""The shipped update against the same algorithm written plainly (benchmark/plain.py), in float32 and bfloat16."""
+
+import copy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sdsac_atari
+import sdsac_classic
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmark"))
+from plain import PlainAgent, plain_update
+
+torch.set_num_threads(1)
+SHAPES = {sdsac_classic: (4,), sdsac_atari: (4, 84, 84)}
+NETWORKS = ("actor", "qf1", "qf2", "qf1_target", "qf2_target")
+
+
+def make_batches(script, count, batch_size, num_actions=6):
+    rng = np.random.default_rng(3)
+    for _ in range(count):
+        if script is sdsac_atari:
+            observations = rng.integers(256, size=(2, batch_size, 4, 84, 84)).astype(np.uint8)
+        else:
+            observations = rng.standard_normal((2, batch_size, 4)).astype(np.float32)
+        numbers = [rng.random(batch_size), 0.97 * (rng.random(batch_size) < 0.9), 1.7 * rng.random(batch_size)]
+        rewards, discounts, entropies = (torch.from_numpy(x.astype(np.float32)) for x in numbers)
+        actions = torch.from_numpy(rng.integers(num_actions, size=batch_size))
+        observations, next_observations = torch.from_numpy(observations)
+        yield script.Batch(observations, actions, rewards, discounts, next_observations, entropies)
+
+
+def pair(script, **settings):
+    """A fresh agent and its plain copy."""
+    args = script.Args(autotune=True, cuda=False, **settings)
+    torch.manual_seed(5)
+    agent = script.make_agent(args, SHAPES[script], 6, "cpu")
+    return args, agent, PlainAgent(agent, args)
+
+
+def plainly(batch):
+    """The batch with pixels in float32, which no network then turns into bfloat16."""
+    if batch.observations.dtype != torch.uint8:
+        return batch
+    return batch._replace(
+        observations=batch.observations.float() / 255, next_observations=batch.next_observations.float() / 255
+    )
+
+
+def relative(a, b):
+    return (a - b).norm() / b.norm()
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    monkeypatch.setattr(sdsac_atari, "CPU_BF16", False)
+
+
+@pytest.fixture
+def bfloat16(monkeypatch):
+    """Emulated, and slow, where the processor has no such instructions."""
+    monkeypatch.setattr(sdsac_atari, "CPU_BF16", True)
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize(("script", "batch_size"), [(sdsac_classic, 64), (sdsac_classic, 256), (sdsac_atari, 64)])
+def test_one_update_equals_the_plain_one(script, batch_size):
+    args, agent, plain = pair(script)
+    before = copy.deepcopy([getattr(agent, name).state_dict() for name in NETWORKS])
+    for batch in make_batches(script, 1, batch_size):
+        metrics, expected = script.update(agent, batch, args), plain_update(script, plain, plainly(batch), args)
+    for tag, value in expected.items():
+        torch.testing.assert_close(metrics[tag], value, rtol=1e-5, atol=0, msg=tag)
+    torch.testing.assert_close(agent.log_alpha, plain.log_alpha, rtol=1e-5, atol=0)
+    for name, old in zip(NETWORKS, before, strict=True):
+        changed, wanted = getattr(agent, name).state_dict(), getattr(plain, name).state_dict()
+        for key, start in old.items():
+            moved = wanted[key] - start
+            assert moved.norm() > 0
+            assert relative(changed[key] - start, moved) < 1e-4, f"{name}.{key}"
+
+
+def test_bfloat16_changes_losses_and_q_by_less_than_two_percent(bfloat16):
+    args, agent, plain = pair(sdsac_atari)
+    (batch,) = make_batches(sdsac_atari, 1, 64)
+    for q, plain_q in ((agent.qf1, plain.qf1), (agent.qf2_target, plain.qf2_target)):
+        with torch.no_grad():
+            assert 0 < relative(q(batch.observations), plain_q(plainly(batch).observations)) < 0.02
+    metrics = sdsac_atari.update(agent, batch, args)
+    for tag, value in plain_update(sdsac_atari, plain, plainly(batch), args).items():
+        torch.testing.assert_close(metrics[tag], value, rtol=0.02, atol=0, msg=tag)
+
+
+def curves(script, batch_size, updates):
+    """Losses and Q of the shipped and of the plain update on the same batches: (2, tags, updates)."""
+    args, agent, plain = pair(script)
+    rows = []
+    for batch in make_batches(script, updates, batch_size):
+        metrics, expected = script.update(agent, batch, args), plain_update(script, plain, plainly(batch), args)
+        rows.append([[float(metrics[tag]) for tag in expected], [float(x) for x in expected.values()]])
+    return np.array(rows).transpose(1, 2, 0)
+
+
+def distances(script):
+    """Of the shipped update's losses and Q from the plain one's over 200 updates on the same batches, each as a share
+    of its curve's own spread. Rounding alone, in another order of summation, grows to some hundredths by then.
+    """
+    args, agent, plain = pair(script)
+    rows = []
+    for batch in make_batches(script, 200, 8):
+        metrics, expected = script.update(agent, batch, args), plain_update(script, plain, plainly(batch), args)
+        rows.append([[float(metrics[tag]) for tag in expected], [float(x) for x in expected.values()]])
+    shipped, plainer = np.array(rows).transpose(1, 2, 0)
+    return np.abs(shipped - plainer).mean(1) / plainer.std(1)
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize("script", [sdsac_classic, sdsac_atari])
+def test_curves_of_200_updates_lie_together(script):
+    assert distances(script).max() < 0.15
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_curves_of_200_updates_lie_together_in_bfloat16():
+    assert distances(sdsac_atari).max() < 0.15

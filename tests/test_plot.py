@@ -1,0 +1,197 @@
+"""The figures of a benchmark: binning, intervals, unequal seeds, rliable's axes, and logs -> CSV -> figures."""
+
+import numpy as np
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+pytest.importorskip("matplotlib")  # these three are in benchmark/requirements.txt
+pytest.importorskip("rliable")
+pd = pytest.importorskip("pandas")
+
+from benchmark import plot  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    monkeypatch.setattr(plot, "RESAMPLES", 50)
+
+
+def scores_of(cells):
+    """{(env_id, variant, seed): score} as final_scores gives them."""
+    return pd.Series(cells).rename_axis(["env_id", "variant", "seed"])
+
+
+def write_run(root, env_id, variant, seed, returns, evaluation=None, finished=True):
+    """A run of 1,000 steps as the scripts and the launcher leave it: an episode at the end of every 100 steps."""
+    run = root / f"{env_id}__{variant}__{seed}" / "runs" / f"{env_id}__{variant}__{seed}__1700000000"
+    with SummaryWriter(run) as writer:
+        writer.add_text("hyperparameters", "|flag|value|\n|-|-|\n|eval_episodes|7|")
+        for i, value in enumerate(returns):
+            writer.add_scalar("charts/episodic_return", value, 100 * (i + 1))
+            writer.add_scalar("diagnostics/q_predicted", 5, 100 * (i + 1))
+            writer.add_scalar("diagnostics/q_monte_carlo", 3, 100 * (i + 1))
+        if evaluation is not None:
+            writer.add_scalar("eval/episodic_return", evaluation, 1000)
+    if finished:
+        (run / "agent.pt").touch()
+    return run
+
+
+def test_bins_by_hand():
+    points = pd.DataFrame(
+        [("episodic_return", step, value, 1) for step, value in ((1, 1.0), (250, 3.0), (251, 10.0), (1000, 4.0))]
+        + [("eval_return", 300, 8.0, 5), ("eval_return", 310, 9.0, 5)],
+        columns=["metric", "step", "value", "count"],
+    )
+    rows = plot.summarize(points, budget=1000, bins=4)
+    assert rows.to_numpy().tolist() == [
+        ["episodic_return", 250, 2.0, 2],  # a bin includes its right edge
+        ["episodic_return", 500, 10.0, 1],
+        ["episodic_return", 1000, 4.0, 1],  # and no row for the empty one before
+        ["eval_return", 300, 8.0, 5],  # evaluations are not binned
+        ["eval_return", 310, 9.0, 5],
+        ["last_20_episodes", 1000, 4.5, 4],
+    ]
+
+
+def test_last_20_episodes_are_the_last_20():
+    points = pd.DataFrame({"metric": "episodic_return", "step": range(1, 31), "value": range(30), "count": 1})
+    last = plot.summarize(points, budget=30, bins=2).iloc[-1]
+    assert (last["value"], last["count"]) == (np.mean(range(10, 30)), 20)
+
+
+def test_interval_is_that_of_the_mean():
+    values = np.random.default_rng(1).normal(3, 2, size=(100, 5))
+    low, high = plot.interval(values)
+    assert low.shape == high.shape == (5,)
+    half = 1.96 * values.std(0) / 10  # the normal approximation
+    np.testing.assert_allclose(low, values.mean(0) - half, atol=0.1)
+    np.testing.assert_allclose(high, values.mean(0) + half, atol=0.1)
+    assert (plot.interval(np.full((4, 2), 7.0)) == 7).all()
+
+
+def test_score_matrices_are_runs_by_tasks():
+    random, solved = plot.reference_returns("CartPole-v1")
+    low, human = plot.reference_returns("PongNoFrameskip-v4")
+    assert (solved, low, human) == (475, -20.7, 14.6)
+    assert plot.reference_returns("ALE-Pong-v5") == (low, human)
+    cells = {("CartPole-v1", "a", seed): random + (solved - random) * seed / 8 for seed in range(4)}
+    cells |= {("PongNoFrameskip-v4", "a", seed): low + (human - low) * (seed + 4) / 8 for seed in range(4)}
+    matrices, tasks, seeds = plot.score_matrices(scores_of(cells))
+    assert (tasks, seeds) == (["CartPole-v1", "PongNoFrameskip-v4"], [0, 1, 2, 3])
+    np.testing.assert_allclose(matrices["a"], np.array([[0, 4], [1, 5], [2, 6], [3, 7]]) / 8, atol=1e-12)
+    points, _ = plot.estimate(matrices, lambda x: np.array([plot.rly_metrics.aggregate_iqm(x)]))
+    assert points["a"] == pytest.approx((2 + 3 + 4 + 5) / 4 / 8)  # the middle half of 0/8 to 7/8
+
+
+def test_runs_are_resampled_within_a_task():
+    """Scores that depend on the task alone are the same however runs are drawn; tasks drawn for runs would vary."""
+    matrices = {"a": np.tile([0.0, 0.25, 1.0], (4, 1)), "b": np.tile([0.5, 0.125, 0.5], (4, 1))}
+    points, intervals = plot.estimate(matrices, lambda x: np.array([plot.rly_metrics.aggregate_iqm(x)]))
+    assert points["a"] == pytest.approx((0 + 0.25 * 4 + 1) / 6)  # of 12 scores, all but the 3 lowest and 3 highest
+    np.testing.assert_allclose(intervals["a"], points["a"][0])
+    pairs = {"b": [matrices["a"], matrices["b"]]}
+    points, _ = plot.estimate(pairs, lambda x, y: np.array([plot.rly_metrics.probability_of_improvement(x, y)]))
+    assert points["b"] == pytest.approx(2 / 3)  # better in two tasks of three
+
+
+def test_aggregates_take_the_seeds_and_tasks_that_all_variants_have():
+    cells = {("CartPole-v1", "a", seed): 100 for seed in (1, 2, 3)} | {
+        ("CartPole-v1", "b", seed): 200 for seed in (2, 3)
+    }
+    cells |= {("Acrobot-v1", "a", seed): -100 for seed in (1, 2, 3)}  # b has no runs there
+    cells |= {("Unknown-v0", variant, seed): 1 for variant in "ab" for seed in (2, 3)}  # no reference returns
+    matrices, tasks, seeds = plot.score_matrices(scores_of(cells))
+    assert (tasks, seeds) == (["CartPole-v1"], [2, 3])
+    assert {name: matrix.shape for name, matrix in matrices.items()} == {"a": (2, 1), "b": (2, 1)}
+    assert plot.score_matrices(scores_of({("Unknown-v0", "a", 1): 1.0}))[1:] == ([], [])
+
+
+def test_logs_to_csv_to_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
+    root = tmp_path / "sweep"
+    for env_id in ("CartPole-v1", "Acrobot-v1"):
+        for seed in (1, 2):
+            write_run(root, env_id, "ours", seed, [10 * seed] * 10, evaluation=20 * seed)
+            write_run(root, env_id, "peer", seed, [5 * seed] * 10, evaluation=10 * seed)
+    write_run(root, "CartPole-v1", "peer", 3, [1] * 5)  # no evaluation: the environment is scored by training episodes
+    write_run(root, "CartPole-v1", "ours", 3, [100] * 5, finished=False)
+    plot.main(plot.Args("sweep", runs=(root,), bins=5, default="peer"))
+    printed = capsys.readouterr().out
+    assert "CartPole-v1 ours, 2 seeds" in printed
+    assert "CartPole-v1 peer, 3 seeds" in printed
+    assert "Cells have different numbers of runs" in printed
+    table = [line for line in printed.splitlines() if line.startswith("|")]
+    assert table[0] == "| | peer | ours |"
+    assert table[2] == "| Acrobot-v1 | 15.0 ± 5.0 | **30.0 ± 10.0** |"
+    assert table[3].startswith("| CartPole-v1 | 5.33 ± ")
+    assert table[3].endswith(" | **15.0 ± 5.0** |")
+
+    figures = ["sweep.png", "sweep_aggregates.png", "sweep_bias.png", "sweep_profiles.png"]
+    assert sorted(path.name for path in plot.RESULTS.glob("*.png")) == figures
+    data = pd.read_csv(plot.RESULTS / "sweep.csv")
+    assert list(data.columns) == plot.COLUMNS
+    one = data[(data["env_id"] == "Acrobot-v1") & (data["variant"] == "ours") & (data["seed"] == 2)]
+    binned = one[one["metric"] == "episodic_return"]
+    assert binned[["step", "value", "count"]].values.tolist() == [[step, 20, 2] for step in (200, 400, 600, 800, 1000)]
+    assert one[one["metric"] == "eval_return"][["step", "value", "count"]].values.tolist() == [[1000, 40, 7]]
+
+    before = {path: path.read_bytes() for path in plot.RESULTS.iterdir()}
+    plot.main(plot.Args("sweep", default="peer"))  # from the CSV alone
+    assert {path: path.read_bytes() for path in plot.RESULTS.iterdir()} == before
+
+
+def test_run_directories_partial_runs_and_nothing_to_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
+    unfinished = write_run(tmp_path, "CartPole-v1", "ours", 3, [1] * 5, finished=False)
+    with pytest.raises(SystemExit, match="no finished runs"):
+        plot.main(plot.Args("one", runs=(unfinished,)))
+    finished = write_run(tmp_path, "CartPole-v1", "ours", 4, [1] * 10)
+    assert list(plot.find_runs((unfinished, finished), partial=False).values()) == [finished]
+    plot.main(plot.Args("one", runs=(unfinished, finished), bins=5, partial=True))
+    assert "every seed has 3 of 5 bins" in capsys.readouterr().out
+    assert (plot.RESULTS / "one.png").exists()
+
+
+def test_of_two_runs_of_a_cell_the_finished_one_is_read(tmp_path):
+    run = write_run(tmp_path, "CartPole-v1", "ours", 1, [1])
+    later = run.with_name(run.name.replace("1700000000", "1800000000"))
+    with SummaryWriter(later) as writer:
+        writer.add_scalar("charts/episodic_return", 1, 1)
+    assert plot.find_runs((tmp_path,), partial=True) == {("CartPole-v1", "ours", 1): run}
+    (later / "agent.pt").touch()
+    assert plot.find_runs((tmp_path,), partial=False) == {("CartPole-v1", "ours", 1): later}
+
+
+def test_a_seed_that_lacks_a_bin_takes_it_from_the_mean_and_a_single_seed_has_no_interval(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: drawn.append(figure))
+    rows = [("E-v0", "a", 1, 10, 1.0), ("E-v0", "a", 1, 20, 2.0), ("E-v0", "a", 2, 10, 3.0), ("E-v0", "b", 1, 10, 5.0)]
+    series = pd.DataFrame(rows, columns=["env_id", "variant", "seed", "step", "value"])
+    plot.draw_curves(series, plot.style_variants(["a", "b"]), "return", tmp_path / "f.png", {"E-v0": 4}, "threshold")
+    (axis,) = drawn[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert (lines["a"], lines["b"]) == ([[10, 2]], [[10, 5]])
+    assert [y for _, y in lines["threshold"]] == [4, 4]
+    assert len(axis.collections) == 1  # the interval of a
+    assert axis.get_title() == "E-v0, 2 seeds (b: 1)"
+    assert "bins of 10" in axis.get_xlabel()
+
+
+def test_single_seeds_give_aggregates_without_interval(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: drawn.append(figure))
+    plot.draw_aggregates({"a": np.ones((1, 1)), "b": np.zeros((1, 1))}, plot.style_variants(["a", "b"]), "", tmp_path)
+    iqm, gap, improvement = drawn[0].axes
+    assert [line.get_xdata().tolist() for line in iqm.lines] == [[1], [0]]
+    assert [line.get_xdata().tolist() for line in gap.lines] == [[0], [1]]
+    assert improvement.lines[0].get_xdata().tolist() == [1]  # a is better than b
+
+
+def test_atari_scores_name_the_57_games():
+    ale_py = pytest.importorskip("ale_py")
+    games = pd.read_csv(plot.ATARI_SCORES, comment="#", index_col="game")
+    assert len(games) == 57
+    roms = {rom.replace("_", "") for rom in ale_py.roms.get_all_rom_ids()}
+    assert {game.lower() for game in games.index} <= roms
+    assert not games.isna().any(axis=None)
