@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,19 +21,12 @@ from statistics import median
 
 import matplotlib
 import tyro
+from venvs import VENVS, interpreter, make_venv
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
-PEERS = {  # virtual environment: what is installed there
-    "sb3": ["sb3-soft==0.1.1", "stable-baselines3[extra]==2.9.2", "torch==2.13.0"],
-    "tianshou": ["tianshou==2.0.1", "torch==2.13.0"],
-    "cleanrl": [
-        *("gymnasium==0.29.1", "ale-py==0.9.1", "numpy==1.26.4", "opencv-python-headless==4.11.0.86"),
-        *("tyro", "tensorboard", "torch==2.13.0"),
-    ],
-}
 CONTESTANTS = {  # name: the virtual environment, None for this one
     "this project": None,
     "plain form": None,  # this project with the update of plain.py
@@ -63,24 +55,12 @@ class Args:
     """updates per measurement, after 50 that are not counted"""
     threads: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     """threads of each contestant"""
-    venvs: Path = HERE / ".venvs"
+    venvs: Path = VENVS
     """directory of the peers' virtual environments"""
     cleanrl: Path | None = None
     """directory of a checkout of https://github.com/vwxyzjn/cleanrl, whose sac_atari.py is then measured too"""
     results: Path = HERE / "results" / "speed"
     """directory of the table and the chart"""
-
-
-def interpreter(venvs: Path, name: str | None) -> str:
-    """The Python of a peer's virtual environment, which is made if it is not there."""
-    if name is None:
-        return sys.executable
-    directory = venvs / name
-    if not (directory / "complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-        subprocess.run([directory / "bin" / "pip", "install", "-q", *PEERS[name]], check=True)
-        (directory / "complete").touch()
-    return str(directory / "bin" / "python")
 
 
 def measure(python: str, name: str, task: str, args: Args) -> dict[str, float]:
@@ -128,7 +108,9 @@ def main(args: Args) -> None:
         title, names = TASKS[task]
         if not args.cleanrl:
             names = [name for name in names if name != "cleanrl"]
-        pythons = {name: interpreter(args.venvs.resolve(), CONTESTANTS[name]) for name in names}
+        for venv in sorted({CONTESTANTS[name] for name in names} - {None}):
+            make_venv(args.venvs, venv)
+        pythons = {name: interpreter(args.venvs, CONTESTANTS[name]) for name in names}
         for number in range(args.rounds):
             for name in names:
                 figures = measure(pythons[name], name, task, args)

@@ -1,0 +1,30 @@
+"""The peers' virtual environments, which speed.py and run.py share."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+VENVS = Path(__file__).resolve().parent / ".venvs"
+PINS = {  # virtual environment: what is installed there
+    "sb3": ["sb3-soft==0.1.1", "stable-baselines3[extra]==2.9.2", "gymnasium[box2d]==1.4.0", "torch==2.13.0"],
+    "cleanrl": [
+        *("gymnasium==0.29.1", "ale-py==0.9.1", "numpy==1.26.4", "opencv-python-headless==4.11.0.86"),
+        *("tyro", "tensorboard", "torch==2.13.0"),
+    ],
+    "tianshou": ["tianshou==2.0.1", "gymnasium[box2d]==1.4.0", "tensorboard==2.21.0", "torch==2.13.0"],
+}
+
+
+def interpreter(venvs: Path, name: str | None) -> str:
+    """The Python of a virtual environment; None: the one that runs this."""
+    return str(venvs.resolve() / name / "bin" / "python") if name else sys.executable
+
+
+def make_venv(venvs: Path, name: str) -> None:
+    """Makes a virtual environment if it is not there."""
+    directory = venvs.resolve() / name
+    if not (directory / "complete").exists():
+        print(f"making {directory}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+        subprocess.run([directory / "bin" / "pip", "install", "-q", *PINS[name]], check=True)
+        (directory / "complete").touch()

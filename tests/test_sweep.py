@@ -1,0 +1,197 @@
+"""Sweeps on tiny runs: every cell once, whatever is killed in between."""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import peers
+import pytest
+import run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parent.parent
+
+SWEEP = """
+seeds = [1, 2]
+[flags]
+total-timesteps = 600
+learning-starts = 100
+buffer-size = 300
+batch-size = 8
+checkpoint-frequency = 200
+[environments]
+"CartPole-v1" = {}
+[variants]
+default = { script = "sdsac_classic.py" }
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Starts the launcher on a sweep file, all else as it is given."""
+    started = []
+
+    def start(text, *flags):
+        (tmp_path / "tiny.toml").write_text(text)
+        command = [sys.executable, str(ROOT / "benchmark" / "run.py"), str(tmp_path / "tiny.toml"), *flags]
+        process = subprocess.Popen(
+            [*command, "--root", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def agents(tmp_path):
+    """cell: when its agent.pt was written."""
+    return {path.parts[-4]: path.stat().st_mtime_ns for path in tmp_path.glob("tiny/*/runs/*/agent.pt")}
+
+
+def wait_for(tmp_path, pattern):
+    while not list(tmp_path.glob(pattern)):
+        time.sleep(0.01)
+
+
+def worker(cell):
+    """The process that runs in the cell's directory."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if (path / "cwd").resolve() == cell:
+                return int(path.name)
+        except OSError:  # it has ended meanwhile
+            continue
+    return None
+
+
+def test_a_cell_that_fails_is_reported_and_a_finished_one_not_run_again(sweep, tmp_path):
+    text = SWEEP + 'broken = { script = "sdsac_classic.py", n-step = 0 }\n'
+    left = tmp_path / "tiny" / "CartPole-v1__default__1" / "runs" / "CartPole-v1__default__1__1"
+    left.mkdir(parents=True)  # as a run leaves it that was killed before its first checkpoint
+    status, output = finish(sweep(text, "--workers", "2"))
+    assert status == 1
+    assert not left.exists()
+    assert re.search(r"FAILED CartPole-v1__broken__1: exit status 2.*\n.*--n-step 0: must be", output)
+    assert "2 of 4 cells done, 0 running, 2 failed" in output
+    before = agents(tmp_path)
+    assert set(before) == {"CartPole-v1__default__1", "CartPole-v1__default__2"}
+
+    assert finish(sweep(text, "--variants", "default"))[0] == 0
+    assert agents(tmp_path) == before
+    status, output = finish(sweep(SWEEP.replace("batch-size = 8", "batch-size = 9")))
+    assert status == 1
+    assert "finished with other flags" in output
+    assert agents(tmp_path) == before
+
+
+LONG = SWEEP.replace("total-timesteps = 600", "total-timesteps = 3000").replace("[1, 2]", "[1]")
+
+
+def test_killed_launcher_and_worker_lose_and_double_nothing(sweep, tmp_path):
+    cell = tmp_path / "tiny" / "CartPole-v1__default__1"
+    first = sweep(LONG)
+    wait_for(tmp_path, "tiny/*/runs/*/checkpoint.pt")
+    first.kill()
+    orphan = worker(cell)
+    assert orphan
+
+    second = sweep(LONG)
+    while "still runs" not in (line := second.stdout.readline()):  # ends with the test's own time if it never comes
+        assert line, "the second launcher ended"
+    assert len(list(cell.glob("runs/*"))) == 1
+    os.kill(orphan, signal.SIGKILL)
+    assert finish(second)[0] == 0
+
+    (run_dir,) = cell.glob("runs/*")
+    log = (cell / "log.txt").read_text()
+    assert "resumed at step" in log
+    assert log.count("done: ") == 1
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    returns = [event.step for event in events.Scalars("charts/episodic_return")]
+    lengths = [event.value for event in events.Scalars("charts/episodic_length")]
+    assert returns == [sum(lengths[: k + 1]) for k in range(len(lengths))]  # every episode once
+
+
+def test_a_signal_to_the_launcher_stops_the_scripts_at_a_checkpoint(sweep, tmp_path):
+    process = sweep(LONG)
+    wait_for(tmp_path, "tiny/*/runs/*/checkpoint.pt")
+    process.terminate()
+    status, _ = finish(process)
+    assert status == 128 + signal.SIGTERM
+    assert "SIGTERM: stopped at step" in next(tmp_path.glob("tiny/*/log.txt")).read_text()
+    _, output = finish(sweep(LONG, "--dry-run"))
+    assert re.match(r"resumable +[1-9][\d,]* of +3,000 steps", output)
+
+
+def test_two_launchers_run_every_cell_once(sweep, tmp_path):
+    both = [sweep(SWEEP), sweep(SWEEP)]
+    assert [finish(process)[0] for process in both] == [0, 0]
+    assert len(agents(tmp_path)) == 2
+    assert all(log.read_text().count("done: ") == 1 for log in tmp_path.glob("tiny/*/log.txt"))
+    assert len(list(tmp_path.glob("tiny/*/runs/*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("classic", 7 * 6 * 5), ("ablation", 75), ("sensitivity", 48), ("atari57", 285)]
+)
+def test_cells_of_the_sweeps(name, count, sweep, tmp_path):
+    text = (ROOT / "benchmark" / "sweeps" / f"{name}.toml").read_text()
+    status, output = finish(sweep(text, "--dry-run"))
+    assert (status, output.splitlines()[-1]) == (0, f"{count} to do: {count} cells")
+    assert not (tmp_path / "tiny").exists()
+
+
+def play(env):
+    """Random actions for ever, as a library's loop would take them."""
+    while True:
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset()
+
+
+def test_peers_spend_their_budget_to_the_step_and_are_evaluated(tmp_path, monkeypatch):
+    assert set(run.PEERS) == set(peers.PEERS)
+    monkeypatch.chdir(tmp_path)
+    flags = {"env_id": "FrozenLake-v1", "exp_name": "peer", "seed": 1, "total_timesteps": 250}
+    peer = peers.Run(argparse.Namespace(**flags, eval_frequency=100, eval_episodes=7))
+    peer.greedy = lambda observations: np.full(len(observations), 2)
+    env = peer.make_env()
+    env.action_space.seed(0)
+    assert env.reset(seed=0)[0].shape == (16,)
+    with pytest.raises(peers.BudgetSpent):
+        play(env)
+    assert peer.step == 250
+    assert len(peer.evaluate()) == 7
+    peer.finish(peers.torch.nn.Linear(1, 1))
+    assert (peer.run_dir / "agent.pt").exists()
+    events = EventAccumulator(str(peer.run_dir)).Reload()
+    assert [event.step for event in events.Scalars("eval/episodic_return")] == [100, 200, 250]
+    ends = [event.step for event in events.Scalars("charts/episodic_return")]
+    assert ends == np.cumsum([event.value for event in events.Scalars("charts/episodic_length")]).tolist()
+
+
+def test_filters_and_what_is_refused(sweep):
+    text = (ROOT / "benchmark" / "sweeps" / "classic.toml").read_text()
+    flags = ["--environments", "Taxi-v4", "CartPole-v1", "--variants", "sb3-dqn", "--seeds", "22"]
+    _, output = finish(sweep(text, *flags, "--dry-run"))
+    assert re.findall(r"\S+__\S+", output) == ["Taxi-v4__sb3-dqn__22", "CartPole-v1__sb3-dqn__22"]
+    for flags in (["--seeds", "99"], ["--variants", "defualt"]):
+        status, output = finish(sweep(text, *flags))
+        assert (status, output.count("\n")) == (2, 1)
+        assert " ".join(flags) in output
+    status, output = finish(sweep(text.replace('peer = "sb3-dqn"', 'peer = "sb3-dqm"')))
+    assert (status, "needs total-timesteps" in output) == (2, True)
