@@ -336,7 +336,7 @@ class Batch(NamedTuple):
 
 def to_device(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """A host array on `device`; a GPU is given it by way of page-locked memory, so that nothing waits for the copy."""
-    tensor = torch.as_tensor(array)
+    tensor = torch.as_tensor(array).contiguous()
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
@@ -505,7 +505,7 @@ class Agent:
     q_optimizer: torch.optim.Optimizer
     a_optimizer: torch.optim.Optimizer
     target_step: Tensor  # 0-d: the share of the critics that flows into the targets at the next update, tau or 0
-    not_finite: Tensor  # (2,) int64: the first metric that was not finite, and the updates since, that one included
+    not_finite: Tensor  # (2,) int64: the first metric that was not finite, and the updates since it, 0 while all are
 
 
 def soft_value(q: Tensor, log_pi: Tensor, alpha: Tensor | float) -> Tensor:
@@ -531,13 +531,11 @@ def critic_loss(q: Tensor, q_target: Tensor, y: Tensor, clip_range: float | None
     Only q gets a gradient.
     """
     q_target, y = q_target.detach(), y.detach()
-    error = (q - y).square()
+    squared = (q - y).square()
     if clip_range is not None:
-        clipped = q.clamp(
-            q_target - clip_range, q_target + clip_range
-        )  # Q' + clip(Q - Q', -c, c), without its rounding
-        error = torch.maximum(error, (clipped - y).square())
-    return error.mean()
+        clipped = q.clamp(q_target - clip_range, q_target + clip_range)  # = Q' + clip(Q - Q', -c, c), rounded once
+        squared = torch.maximum(squared, (clipped - y).square())  # equal within the range, where both give half
+    return squared.mean()
 
 
 def clipped_fraction(q: Tensor, q_target: Tensor, y: Tensor, clip_range: float | None) -> Tensor:
@@ -619,14 +617,15 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
 
     observations, next_observations = Encoder.scale(batch.observations), Encoder.scale(batch.next_observations)
 
-    # Target y = r + gamma^n (1 - terminated) V'(s'), and Q'_i(s, a) for the clipping
+    # Target y = R + gamma^k V'(s'): R and s' of the k <= n steps taken, V' = 0 where they ended in termination. Heads
+    # are called on features, so that each encoder sees each batch once.
     with torch.no_grad():
         next_log_pi = F.log_softmax(agent.actor.head(agent.encoder(next_observations)), dim=1)  # (B, A)
         next_features = agent.encoder_target(next_observations)
         next_q1, next_q2 = agent.qf1_target.head(next_features), agent.qf2_target.head(next_features)  # (B, A)
         next_v = soft_value(average_or_min(next_q1, next_q2, args.double_average), next_log_pi, alpha)
         y = batch.rewards + batch.discounts * next_v  # (B,)
-        target_features = agent.encoder_target(observations)
+        target_features = agent.encoder_target(observations)  # for Q'_i(s, a), near which Q-clip holds Q_i(s, a)
         q1_target = agent.qf1_target.head(target_features).gather(1, actions).squeeze(1)  # (B,)
         q2_target = agent.qf2_target.head(target_features).gather(1, actions).squeeze(1)
 
@@ -636,13 +635,13 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
     q1_taken, q2_taken = q1.gather(1, actions).squeeze(1), q2.gather(1, actions).squeeze(1)  # (B,)
     qf1_loss = critic_loss(q1_taken, q1_target, y, clip_range)
     qf2_loss = critic_loss(q2_taken, q2_target, y, clip_range)
-    critic_grad_norm = step(agent.q_optimizer, qf1_loss + qf2_loss, args.max_grad_norm)
+    critic_grad_norm = descend(agent.q_optimizer, qf1_loss + qf2_loss, args.max_grad_norm)
 
     # Actor
     log_pi = F.log_softmax(agent.actor.head(features.detach()), dim=1)  # (B, A)
-    q = average_or_min(q1, q2, args.double_average)
+    q = average_or_min(q1, q2, args.double_average)  # (B, A), from before the critics' step
     policy_loss = actor_loss(log_pi, q, alpha, batch.old_entropies, beta)
-    actor_grad_norm = step(agent.actor_optimizer, policy_loss, args.max_grad_norm)
+    actor_grad_norm = descend(agent.actor_optimizer, policy_loss, args.max_grad_norm)
 
     # Temperature
     entropy = entropy_of(log_pi.detach())  # (B,)
@@ -650,9 +649,9 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
     if args.autotune:
         target_entropy = args.target_entropy_scale * np.log(log_pi.shape[1])
         alpha_loss = temperature_loss(agent.log_alpha, entropy, target_entropy)
-        step(agent.a_optimizer, alpha_loss, None)
+        descend(agent.a_optimizer, alpha_loss, max_grad_norm=None)
 
-    # Targets: Q' <- tau Q + (1 - tau) Q'
+    # Targets: Q' <- Q' + share (Q - Q'), the share being tau, or 0 where no move is due
     with torch.no_grad():
         online = critic_parameters(agent.encoder, agent.qf1, agent.qf2)
         target = critic_parameters(agent.encoder_target, agent.qf1_target, agent.qf2_target)
@@ -664,7 +663,7 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
         "losses/qf2_values": q2_taken.detach().mean(),
         "losses/qf1_loss": qf1_loss.detach(),
         "losses/qf2_loss": qf2_loss.detach(),
-        "losses/qf_loss": (qf1_loss + qf2_loss).detach() / 2,
+        "losses/qf_loss": (qf1_loss + qf2_loss).detach() / 2,  # the step is down their sum
         "losses/actor_loss": policy_loss.detach(),
         "losses/alpha_loss": alpha_loss.detach(),
         "losses/entropy_penalty": entropy_penalty(log_pi.detach(), batch.old_entropies, beta),
@@ -687,7 +686,7 @@ class Updater:
 
     At batch 64 a GPU runs the kernels of an update faster than they can be launched one by one. So on CUDA, after some
     calls in which optimisers and cuDNN make what they keep, the update is captured as one graph and replayed from then
-    on: the same kernels on the same addresses. Where capture fails, it goes on without.
+    on: the same kernels on the same addresses. Where capture fails, it tries to go on without.
     """
 
     WARM_UP = 3  # calls before the capture
@@ -695,6 +694,7 @@ class Updater:
     def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args):
         self.agent, self.buffer, self.args = agent, buffer, args
         self.captures = buffer.device.type == "cuda"
+        self.stream = torch.cuda.Stream() if self.captures else None
         self.calls, self.graph, self.picked, self.metrics = 0, None, None, {}
 
     def __call__(self) -> dict[str, Tensor]:
@@ -719,26 +719,27 @@ class Updater:
         self.metrics = update(self.agent, self.buffer.batch(*self.picked), self.args)
 
     def run_aside(self) -> None:
-        """`run` on a stream of its own, as what is captured later must have been."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        """`run` on the stream that it is captured on later, as it must have been."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             self.run()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
 
     def capture(self) -> None:
         """Records `run` without running it."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
-                self.run()
+            with torch.cuda.stream(torch.cuda.current_stream()):  # a capture that fails does not go back to it
+                with torch.cuda.graph(graph, stream=self.stream):
+                    self.run()
             self.graph = graph
         except RuntimeError as error:
             self.captures = False
-            tqdm.write(f"no CUDA graph, so updates are slower: {str(error).splitlines()[0]}")
+            cause = str(error.__context__ or error).partition("\n")[0]
+            tqdm.write(f"no CUDA graph, so updates are slower: {cause}")
 
 
-def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float | None) -> Tensor:
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float | None) -> Tensor:
     """One step down the gradient of `loss`; returns its norm, before clipping, over all of the parameters."""
     optimizer.zero_grad()
     loss.backward()
@@ -775,7 +776,7 @@ def act(actor: Actor, observations: Tensor, generator: torch.Generator) -> tuple
 class ReturnProbe:
     """Follows one state-action pair at a time: what the critics predicted and what really followed.
 
-    The prediction is the twins' mean at collection. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1}
+    The prediction is the twins' mean when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1}
     gamma^{jn} H_{t+jn}, for a soft Q contains the entropy at each bootstrap; up to termination as the learner sees it,
     or to truncation, where gamma^k V of the last observation stands for the rest.
     """
@@ -1211,7 +1212,7 @@ def train(args: Args) -> Path:
         }
         save_checkpoint(run_dir, agent_state(agent, args, observation_shape, num_actions), agent, buffer, loop)
 
-    updater = Updater(agent, buffer, args)
+    updater = Updater(agent, buffer, args)  # after the load, which gives the optimisers new tensors
     log_time, log_step = time.perf_counter(), global_step
     style = {} if sys.stderr.isatty() else LINES  # a bar, or a plain line every half minute
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", **style)
@@ -1244,7 +1245,7 @@ def train(args: Args) -> Path:
                 entropies = np.full(args.num_envs, np.log(num_actions))
             else:
                 acted = torch.cat([*act(agent.actor, inputs, generator), agent.not_finite])
-                acted = acted.cpu().numpy()  # the one wait for the device
+                acted = acted.cpu().numpy()  # the one wait for the device in a step
                 actions, entropies = acted[: args.num_envs].astype(np.int64), acted[args.num_envs : -2]
                 check_finite(acted[-2:], metrics, updates, run_dir)
             taken = actions + envs.single_action_space.start

@@ -227,7 +227,8 @@ def main(args: Args) -> None:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    caption = f"{processor()}, {base['atari'].threads} threads, torch {version('torch')}; medians of {args.rounds}"
+    each = f"medians of {args.rounds} rounds" if args.rounds > 1 else "one measurement each"
+    caption = f"{processor()}, {base['atari'].threads} threads, torch {version('torch')}; {each}"
     print(f"{caption}\n\nms per update{'before':>12}{'Atari':>12}{'classic':>12}")
     for part in PARTS:
         print(f"{part:13}" + "".join(f"{row[part]:12.2f}" for row in rows[:3]))

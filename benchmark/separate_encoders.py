@@ -17,7 +17,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import sdsac_atari as script
 
-shared_agent, step = script.make_agent, script.step
+shared_agent, descend = script.make_agent, script.descend
 
 
 def make_agent(args, observation_shape, num_actions, device):
@@ -59,17 +59,17 @@ def update(agent, batch, args):
     q1_taken, q2_taken = q1.gather(1, actions).squeeze(1), q2.gather(1, actions).squeeze(1)
     qf1_loss = script.critic_loss(q1_taken, q1_target, y, clip_range)
     qf2_loss = script.critic_loss(q2_taken, q2_target, y, clip_range)
-    critic_grad_norm = step(agent.q_optimizer, qf1_loss + qf2_loss, args.max_grad_norm)
+    critic_grad_norm = descend(agent.q_optimizer, qf1_loss + qf2_loss, args.max_grad_norm)
 
     log_pi = F.log_softmax(agent.actor(observations), dim=1)
     q = script.average_or_min(q1, q2, args.double_average)
     policy_loss = script.actor_loss(log_pi, q, alpha, batch.old_entropies, beta)
-    actor_grad_norm = step(agent.actor_optimizer, policy_loss, args.max_grad_norm)
+    actor_grad_norm = descend(agent.actor_optimizer, policy_loss, args.max_grad_norm)
 
     entropy = script.entropy_of(log_pi.detach())
     if args.autotune:
         target_entropy = args.target_entropy_scale * torch.tensor(float(log_pi.shape[1])).log()
-        step(agent.a_optimizer, script.temperature_loss(agent.log_alpha, entropy, target_entropy), None)
+        descend(agent.a_optimizer, script.temperature_loss(agent.log_alpha, entropy, target_entropy), None)
 
     with torch.no_grad():
         online = [*agent.qf1.parameters(), *agent.qf2.parameters()]

@@ -88,7 +88,7 @@ def chart(rows: list[dict], args: Args, caption: str) -> None:
             values = [row["steps_per_s"] for row in rows if (row["task"], row["name"]) == (task, name)]
             axis.barh(k, median(values), color="0.35" if name == "this project" else "0.75")
             axis.plot(values, [k] * len(values), "k|", markersize=10)
-            axis.text(median(values), k, f" {median(values):.0f}", va="bottom")
+            axis.text(max(values), k, f" {median(values):.0f}", va="center")
         axis.set_yticks(range(len(names)), reversed(names))
         axis.set_xlabel("agent steps per second, learning phase")
         axis.set_title(title, fontsize=10)

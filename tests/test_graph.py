@@ -25,7 +25,7 @@ def make_updater(script, captures):
         observations = rng.integers(256, size=(2, *SHAPES[script])).astype(np.uint8)
         buffer.add(observations, rng.integers(3, size=2), rng.random(2), rng.random(2) < 0.1, none, rng.random(2), none)
     updater = script.Updater(agent, buffer, args)
-    updater.captures = captures
+    updater.captures, updater.stream = captures, torch.cuda.Stream()
     return updater
 
 
@@ -69,7 +69,7 @@ def graphs(monkeypatch):
             self.updater.metrics = recorded
 
     @contextlib.contextmanager
-    def capturing(graph):
+    def capturing(graph, stream):
         graph.updater = made.updater
         state = state_of(made.updater.agent)
         before = [tensor.clone() for tensor in state]
@@ -113,7 +113,7 @@ def test_where_capture_fails_updates_go_on_without(script, monkeypatch, capsys):
     plain, captured = make_updater(script, False), make_updater(script, True)
 
     @contextlib.contextmanager
-    def failing(graph):
+    def failing(graph, stream):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
         yield
 
