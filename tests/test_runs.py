@@ -517,7 +517,8 @@ def test_return_probe_follows_the_share_of_steps_it_is_told(script, monkeypatch)
 
 SHARED = [
     *("Batch", "Agent", "soft_value", "average_or_min", "critic_loss", "clipped_fraction", "actor_loss"),
-    *("entropy_penalty", "entropy_of", "temperature_loss", "make_agent", "critic_parameters", "update", "descend", "act"),
+    *("entropy_penalty", "entropy_of", "temperature_loss", "make_agent", "critic_parameters", "update", "descend"),
+    "act",
     *("ReturnProbe", "agent_state", "load_agent", "set_schedules", "make_run_dir", "make_writer", "refuse"),
     *("write_file", "keep_only", "save_checkpoint", "load_checkpoint", "saved_args", "read_args", "StopSignals"),
     *(
