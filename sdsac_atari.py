@@ -56,7 +56,11 @@ from tqdm import tqdm
 gym.register_envs(ale_py)
 
 LOG_FREQUENCY = 1_000  # agent steps between two entries of the losses in TensorBoard
-LINES = {"mininterval": 30, "bar_format": "step {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}\n"}
+LINES = {
+    "mininterval": 30,
+    "smoothing": 1,
+    "bar_format": "step {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}\n",
+}
 FILM_PACKAGES = {"moviepy": "moviepy", "cv2": "opencv-python-headless"}  # module: what pip calls it
 PROBE_PROBABILITY = 0.01  # chance per step of environment 0 that the diagnostics begin to follow a pair
 FRAME_SKIP = 4  # frames that each action is repeated for; the last two are maxed

@@ -50,7 +50,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 LOG_FREQUENCY = 100  # agent steps between two entries of the losses in TensorBoard
-LINES = {"mininterval": 30, "bar_format": "step {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}\n"}
+LINES = {
+    "mininterval": 30,
+    "smoothing": 1,
+    "bar_format": "step {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}\n",
+}
 FILM_PACKAGES = {"moviepy": "moviepy", "pygame": "pygame"}  # module: what pip calls it
 EVALUATION_LIMIT = 1_000  # steps of an episode in evaluation where the environment sets no limit
 PROBE_PROBABILITY = 0.01  # chance per step of environment 0 that the diagnostics begin to follow a pair
