@@ -119,17 +119,9 @@ def measure_here(setting: Setting) -> None:
         script.torch.set_num_threads = lambda threads: None  # the script would choose
     full(script.ReplayBuffer, setting.num_envs)
     if setting.plain:
-        from plain import PlainAgent, plain_update
+        import plain
 
-        script.CPU_BF16, copies = False, {}
-
-        def update(agent, batch, args):
-            if not copies:
-                copies["agent"] = PlainAgent(agent, args, separate=True)
-            return plain_update(script, copies["agent"], batch, args)
-
-        script.update = update
-
+        plain.install(script)
     make_envs = script.make_envs
 
     def make_timed_envs(*args, **kwargs):

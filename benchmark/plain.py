@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 class PlainAgent:
     """A copy of a script's agent with plain optimisers; `separate` gives actor and critics an encoder each, as CleanRL
-    and the paper have it, and the actor's loss then trains the actor's.
+    and sb3-soft have it, and the actor's loss then trains the actor's.
     """
 
     def __init__(self, agent, args, separate: bool = False):
@@ -76,5 +76,21 @@ def plain_update(script: ModuleType, agent: PlainAgent, batch, args) -> dict[str
         "losses/qf1_loss": qf_losses[0].detach(),
         "losses/qf2_loss": qf_losses[1].detach(),
         "losses/actor_loss": policy_loss.detach(),
+        "losses/critic_grad_norm": torch.nn.utils.get_total_norm(critic_gradients),
+        "losses/actor_grad_norm": torch.nn.utils.get_total_norm(actor_gradients),
         "policy/entropy": script.entropy_of(log_pi.detach()).mean(),
     }
+
+
+def install(script: ModuleType) -> None:
+    """Puts `plain_update` with three encoders in the place of sdsac_atari's `update`, to see what it costs: the copies
+    learn, and the script's own agent acts on, untrained.
+    """
+    script.CPU_BF16, copies = False, {}
+
+    def update(agent, batch, args):
+        if not copies:
+            copies["agent"] = PlainAgent(agent, args, separate=True)
+        return plain_update(script, copies["agent"], batch, args)
+
+    script.update = update

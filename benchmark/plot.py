@@ -398,6 +398,8 @@ def main(args: Args) -> None:
         tidy(runs, args.bins).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     data = pd.read_csv(path)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    if args.default not in (None, *data["variant"]):
+        sys.exit(f"--default {args.default}: the variants are {', '.join(sorted(data['variant'].unique()))}")
     variants = sorted(data["variant"].unique(), key=lambda variant: (variant != args.default, variant))
     print_runs(data)
     draw(data, args.name, variants)

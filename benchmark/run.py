@@ -30,8 +30,8 @@ from tqdm import tqdm
 from venvs import VENVS, interpreter, make_venv
 
 HERE = Path(__file__).resolve().parent
-PEERS = {"sb3-soft": "sb3", "sb3-dqn": "sb3", "sb3-ppo": "sb3"}  # peer: its virtual environment
-PEERS |= {"tianshou-sac": "tianshou", "tianshou-reinforce": "tianshou"}
+PEER_VENVS = {"sb3-soft": "sb3", "sb3-dqn": "sb3", "sb3-ppo": "sb3"}
+PEER_VENVS |= {"tianshou-sac": "tianshou", "tianshou-reinforce": "tianshou"}
 LINES = "{desc}, {percentage:.0f}% of the steps, {remaining} left\n"  # where the bar does not go to a terminal
 
 
@@ -151,14 +151,16 @@ def read_sweep(args: Args) -> list[Cell]:
         if not asked or any(value not in there for value in asked):
             refuse(f"--{key} {' '.join(map(str, asked))}: {args.sweep} has {' '.join(map(str, there)) or 'none'}")
         tables[key] = asked
+    if any("__" in variant for variant in tables["variants"]):
+        refuse(f"{args.sweep}: names of variants must not have __ in them, which separates the parts of a run's name")
     cells = []
     for seed in tables["seeds"]:
         for env_id in tables["environments"]:
             for variant in tables["variants"]:
                 flags = sweep.get("flags", {}) | sweep["environments"][env_id] | sweep["variants"][variant]
                 script, peer = flags.pop("script", None), flags.pop("peer", None)
-                if "total-timesteps" not in flags or bool(script) == (peer in PEERS):
-                    needed = f"total-timesteps, and a script or a peer ({', '.join(PEERS)})"
+                if "total-timesteps" not in flags or bool(script) == (peer in PEER_VENVS):
+                    needed = f"total-timesteps, and a script or a peer ({', '.join(PEER_VENVS)})"
                     refuse(f"{args.sweep}: {env_id}, {variant}: needs {needed}")
                 flags = {"env-id": env_id, "exp-name": variant, "seed": seed} | flags
                 command = [str(HERE / "peers.py"), peer] if peer else [str(HERE.parent / script)]
@@ -166,7 +168,7 @@ def read_sweep(args: Args) -> list[Cell]:
                     toggle = f"--{name}" if value else f"--no-{name}"
                     command += [toggle] if isinstance(value, bool) else [f"--{name}", str(value)]
                 directory = args.root.resolve() / args.sweep.stem / f"{env_id}__{variant}__{seed}".replace("/", "-")
-                venv = PEERS.get(peer)
+                venv = PEER_VENVS.get(peer)
                 python = interpreter(args.venvs, venv)
                 cells.append(Cell(directory, venv, python, tuple(command), flags["total-timesteps"]))
     return cells
@@ -318,6 +320,8 @@ def submit(cells: list[Cell], args: Args) -> None:
 
 def main(args: Args) -> int:
     """Returns the exit status."""
+    if args.workers < 1:
+        refuse(f"--workers {args.workers}: must be at least 1")
     cells = read_sweep(args)
     if args.dry_run:
         states = []

@@ -1,5 +1,5 @@
 """sdsac_atari.py with an encoder each for the actor and the two critics, as CleanRL's `sac_atari.py` has them, in the
-place of the one that the script's networks share: the study that chose the default.
+place of the one that the script's networks share.
 
     python benchmark/separate_encoders.py --env-id PongNoFrameskip-v4 --total-timesteps 150000 --seed 3
 
@@ -95,4 +95,4 @@ def update(agent, batch, args):
 script.make_agent, script.update = make_agent, update
 
 if __name__ == "__main__":
-    script.main()
+    script.main(["--exp-name", "separate_encoders", *sys.argv[1:]])

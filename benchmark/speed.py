@@ -2,7 +2,7 @@
 after the other in every round, each in a process of its own.
 
 python benchmark/speed.py                                 all tasks, 3 rounds; some 30 minutes on 2 cores
-python benchmark/speed.py --tasks classic --threads 1
+python benchmark/speed.py --tasks classic --threads 1 --results DIRECTORY
 
 Peers come from PyPI into virtual environments below --venvs, made at the first call. Figures go to
 benchmark/results/speed/: speed.csv, a line per round, and speed.png, the medians.
@@ -58,7 +58,8 @@ class Args:
     venvs: Path = VENVS
     """directory of the peers' virtual environments"""
     cleanrl: Path | None = None
-    """directory of a checkout of https://github.com/vwxyzjn/cleanrl, whose sac_atari.py is then measured too"""
+    """directory of a checkout of https://github.com/vwxyzjn/cleanrl, whose sac_atari.py is then measured too; commit
+    fe8d8a0 for the figures in the README"""
     results: Path = HERE / "results" / "speed"
     """directory of the table and the chart"""
 
@@ -124,7 +125,7 @@ def main(args: Args) -> None:
                 f"{name:14}" + "".join(f"{median(row[key] for row in mine):12.1f}" for key in TITLES) + f"{ratios:>24}"
             )
     with (args.results / "speed.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     chart(rows, args, caption)

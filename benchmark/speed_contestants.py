@@ -57,7 +57,7 @@ def this_project() -> None:
     else:
         import sdsac_atari as script
 
-        args = script.Args(learning_starts=STARTS, buffer_size=100_000, cuda=False)
+        args = script.Args(learning_starts=STARTS, buffer_size=10_000, cuda=False)
     script.torch.set_num_threads(THREADS)
     script.torch.set_num_threads = lambda threads: None  # the classic script would set one
     script.update = Clock(args.update_frequency).wrap(script.update)
@@ -67,18 +67,11 @@ def this_project() -> None:
 def plain_form() -> None:
     """This project on Breakout with the update of plain.py: three encoders, float32, default layout, plain Adam."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    from plain import PlainAgent, plain_update
+    import plain
 
     import sdsac_atari as script
 
-    script.CPU_BF16, copies = False, {}
-
-    def update(agent, batch, args):
-        if not copies:
-            copies["agent"] = PlainAgent(agent, args, separate=True)
-        return plain_update(script, copies["agent"], batch, args)
-
-    script.update = update
+    plain.install(script)
     this_project()
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 VENVS = Path(__file__).resolve().parent / ".venvs"
 PINS = {  # virtual environment: what is installed there
     "sb3": ["sb3-soft==0.1.1", "stable-baselines3[extra]==2.9.2", "gymnasium[box2d]==1.4.0", "torch==2.13.0"],
-    "cleanrl": [
+    "cleanrl": [  # numpy 1.26.4 is for Python up to 3.12
         *("gymnasium==0.29.1", "ale-py==0.9.1", "numpy==1.26.4", "opencv-python-headless==4.11.0.86"),
-        *("tyro", "tensorboard", "torch==2.13.0"),
+        *("tyro==1.0.17", "tensorboard==2.21.0", "torch==2.13.0"),
     ],
     "tianshou": ["tianshou==2.0.1", "gymnasium[box2d]==1.4.0", "tensorboard==2.21.0", "torch==2.13.0"],
 }

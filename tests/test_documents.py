@@ -26,7 +26,7 @@ def test_inline_metadata_has_the_pins_of_the_requirements(name):
     block = re.match(r"# /// script\n((?:#.*\n)+?)# ///\n", text)[1]
     metadata = tomllib.loads("".join(line[2:] + "\n" for line in block.splitlines()))
     pins = {line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"}
-    only_for_tests = {"opencv-python-headless", "pytest"}
+    only_for_tests = {"opencv-python-headless", "pytest", "pytest-xdist"}
     not_classic = {"ale-py"} if name == "sdsac_classic" else set()
     needed = {pin for pin in pins if pin.split("==")[0] not in only_for_tests | not_classic}
     assert set(metadata["dependencies"]) == needed

@@ -1,14 +1,11 @@
 """The figures of a benchmark: binning, intervals, unequal seeds, rliable's axes, and logs -> CSV -> figures."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-pytest.importorskip("matplotlib")  # these three are in benchmark/requirements.txt
-pytest.importorskip("rliable")
-pd = pytest.importorskip("pandas")
-
-from benchmark import plot  # noqa: E402
+from benchmark import plot
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +57,14 @@ def test_last_20_episodes_are_the_last_20():
     assert (last["value"], last["count"]) == (np.mean(range(10, 30)), 20)
 
 
-def test_interval_is_that_of_the_mean():
+def test_interval_is_that_of_the_mean(monkeypatch):
+    monkeypatch.setattr(plot, "RESAMPLES", 2000)
     values = np.random.default_rng(1).normal(3, 2, size=(100, 5))
     low, high = plot.interval(values)
     assert low.shape == high.shape == (5,)
     half = 1.96 * values.std(0) / 10  # the normal approximation
-    np.testing.assert_allclose(low, values.mean(0) - half, atol=0.1)
-    np.testing.assert_allclose(high, values.mean(0) + half, atol=0.1)
+    np.testing.assert_allclose(low, values.mean(0) - half, atol=0.03)
+    np.testing.assert_allclose(high, values.mean(0) + half, atol=0.03)
     assert (plot.interval(np.full((4, 2), 7.0)) == 7).all()
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def sweep(tmp_path):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
 
@@ -63,7 +64,9 @@ def agents(tmp_path):
 
 
 def wait_for(tmp_path, pattern):
+    deadline = time.monotonic() + 120
     while not list(tmp_path.glob(pattern)):
+        assert time.monotonic() < deadline, pattern
         time.sleep(0.01)
 
 
@@ -108,10 +111,14 @@ def test_killed_launcher_and_worker_lose_and_double_nothing(sweep, tmp_path):
     first.kill()
     orphan = worker(cell)
     assert orphan
+    os.kill(orphan, signal.SIGSTOP)  # so that it does not finish before the second launcher looks
 
     second = sweep(LONG)
-    while "still runs" not in (line := second.stdout.readline()):  # ends with the test's own time if it never comes
+    limit = threading.Timer(120, second.kill)
+    limit.start()
+    while "still runs" not in (line := second.stdout.readline()):
         assert line, "the second launcher ended"
+    limit.cancel()
     assert len(list(cell.glob("runs/*"))) == 1
     os.kill(orphan, signal.SIGKILL)
     assert finish(second)[0] == 0
