@@ -797,6 +797,7 @@ class ReturnProbe:
         Returns (predicted, followed) when the pair's chain has ended, else None.
         """
         gamma, n_step = self.args.gamma, self.args.n_step
+        reward, entropy = float(reward), float(entropy)  # NumPy's would make sums depend on where a run was resumed
         if self.length == 0:
             if self.rng.random() >= PROBE_PROBABILITY:
                 return None
@@ -818,7 +819,7 @@ class ReturnProbe:
 
     def state(self) -> dict:
         """What `restore` takes."""
-        pair = (self.length, self.predicted, float(self.followed), self.alpha)
+        pair = (self.length, self.predicted, self.followed, self.alpha)
         return {"rng": self.rng.bit_generator.state, "pair": pair}
 
     def restore(self, state: dict) -> None:

@@ -500,6 +500,25 @@ def replace_q_and_alpha(agent, last):
 
 
 @both_scripts
+def test_return_probe_adds_up_to_the_same_bits_wherever_it_is_restored(script, monkeypatch):
+    monkeypatch.setattr(script, "PROBE_PROBABILITY", 1.0)
+    rng, x = np.random.default_rng(0), torch.ones(1, 1)
+    rewards, entropies = rng.random(30), rng.random(30).astype(np.float32)
+
+    def follow(restored):
+        probe = script.ReturnProbe(script.Args(n_step=3), np.random.SeedSequence(0))
+        for k in range(30):
+            if restored:
+                state = probe.state()
+                probe = script.ReturnProbe(script.Args(n_step=3), np.random.SeedSequence(1))
+                probe.restore(state)
+            pair = probe.follow(fake_agent(), x, 0, rewards[k], k == 29, False, entropies[k], x)
+        return pair
+
+    assert follow(restored=True) == follow(restored=False)
+
+
+@both_scripts
 def test_return_probe_follows_the_share_of_steps_it_is_told(script, monkeypatch):
     def pairs(probability):
         monkeypatch.setattr(script, "PROBE_PROBABILITY", probability)

@@ -171,7 +171,7 @@ def play(env):
 
 
 def test_peers_spend_their_budget_to_the_step_and_are_evaluated(tmp_path, monkeypatch):
-    assert set(run.PEERS) == set(peers.PEERS)
+    assert set(run.PEER_VENVS) == set(peers.PEERS)
     monkeypatch.chdir(tmp_path)
     flags = {"env_id": "FrozenLake-v1", "exp_name": "peer", "seed": 1, "total_timesteps": 250}
     peer = peers.Run(argparse.Namespace(**flags, eval_frequency=100, eval_episodes=7))
