@@ -56,8 +56,9 @@ from tqdm import tqdm
 gym.register_envs(ale_py)
 
 LOG_FREQUENCY = 1_000  # agent steps between two entries of the losses in TensorBoard
-LINES = {
+LINES = {  # of tqdm, without a terminal: one every half minute, with the rate since the last
     "mininterval": 30,
+    "miniters": 1,
     "smoothing": 1,
     "bar_format": "step {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}\n",
 }

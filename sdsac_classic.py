@@ -50,8 +50,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 LOG_FREQUENCY = 100  # agent steps between two entries of the losses in TensorBoard
-LINES = {
+LINES = {  # of tqdm, without a terminal: one every half minute, with the rate since the last
     "mininterval": 30,
+    "miniters": 1,
     "smoothing": 1,
     "bar_format": "step {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}\n",
 }

@@ -88,7 +88,7 @@ class Clock:
         setattr(owner, name, counted)
 
 
-def full(buffer_class, num_envs: int) -> None:
+def full(buffer_class) -> None:
     """Makes every new buffer full of made-up transitions."""
     create, rng = buffer_class.__init__, np.random.default_rng(0)
 
@@ -117,7 +117,7 @@ def measure_here(setting: Setting) -> None:
 
         env_id, every = "CartPole-v1", 1
         script.torch.set_num_threads = lambda threads: None  # the script would choose
-    full(script.ReplayBuffer, setting.num_envs)
+    full(script.ReplayBuffer)
     if setting.plain:
         import plain
 

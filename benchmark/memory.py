@@ -44,7 +44,7 @@ def atari_buffer(transitions: int) -> None:
         ended = rng.random(num_envs) < 0.001
         buffer.add(observations[step % 64], numbers[0] * 4, numbers[1], ended, none, numbers[2], none)
         if step >= 100:
-            buffer.sample(64)  # four times as often as at one update per 4 steps
+            buffer.sample(64)  # half as often as at one update per 4 steps
         if (step + 1) % (buffer.rows // 5) == 0:
             print(f"{(step + 1) * num_envs:>9,} transitions: {(resident() - before) / 1e3:.2f} GB more", flush=True)
 

@@ -22,7 +22,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 EVALUATION_LIMIT = 1_000  # steps of an episode in evaluation where the environment sets no limit
-LINES = {"mininterval": 30, "smoothing": 1, "bar_format": "step {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left\n"}
+LINES = {
+    "mininterval": 30,
+    "miniters": 1,
+    "smoothing": 1,
+    "bar_format": "step {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left\n",
+}
 
 # hyperparams/dqn.yml and ppo.yml of rl-baselines3-zoo, commit 22e3ff2; "normalize" and "n_envs" are the zoo's own words
 WIDE = {"policy_kwargs": {"net_arch": [256, 256]}}

@@ -1,7 +1,7 @@
 """Steps and updates per second of the learning phase, start-up time and peak memory: this project and its peers, one
 after the other in every round, each in a process of its own.
 
-python benchmark/speed.py                                 all tasks, 3 rounds; some 30 minutes on 2 cores
+python benchmark/speed.py                                 all tasks, 3 rounds; 6 minutes on 2 cores with --updates 100
 python benchmark/speed.py --tasks classic --threads 1 --results DIRECTORY
 
 Peers come from PyPI into virtual environments below --venvs, made at the first call. Figures go to

@@ -57,7 +57,7 @@ def this_project() -> None:
     else:
         import sdsac_atari as script
 
-        args = script.Args(learning_starts=STARTS, buffer_size=10_000, cuda=False)
+        args = script.Args(learning_starts=STARTS, buffer_size=100_000, cuda=False)
     script.torch.set_num_threads(THREADS)
     script.torch.set_num_threads = lambda threads: None  # the classic script would set one
     script.update = Clock(args.update_frequency).wrap(script.update)

@@ -98,7 +98,7 @@ def test_bfloat16_changes_losses_and_q_by_less_than_two_percent(bfloat16):
 
 def distances(script):
     """Of the shipped update's losses and Q from the plain one's over 200 updates on the same batches, each as a share
-    of its curve's own spread. Rounding alone, in another order of summation, grows to some hundredths by then.
+    of its curve's own spread. Rounding alone, in the sums of another convolution, grows to some hundredths by then.
     """
     args, agent, plain = pair(script)
     rows = []
@@ -110,9 +110,9 @@ def distances(script):
 
 
 @pytest.mark.usefixtures("float32")
-@pytest.mark.parametrize("script", [sdsac_classic, sdsac_atari])
-def test_curves_of_200_updates_lie_together(script):
-    assert distances(script).max() < 0.15
+@pytest.mark.parametrize(("script", "limit"), [(sdsac_classic, 1e-3), (sdsac_atari, 0.15)])
+def test_curves_of_200_updates_lie_together(script, limit):
+    assert distances(script).max() < limit
 
 
 @pytest.mark.usefixtures("bfloat16")
