@@ -1,8 +1,9 @@
 """Figures and the table of a benchmark: TensorBoard logs -> tidy CSV -> PNGs and Markdown.
 
-    python benchmark/plot.py classic --runs benchmark/runs/classic                      all runs below a directory
-    python benchmark/plot.py cartpole --runs runs/CartPole-v1__sdsac_classic__*         or runs one by one
-    python benchmark/plot.py classic                                                    again, from the CSV alone
+    python benchmark/plot.py classic --runs benchmark/runs/classic                all runs below a directory
+    python benchmark/plot.py cartpole --runs runs/CartPole-v1__sdsac_classic__*   or runs one by one
+    python benchmark/plot.py classic --runs benchmark/results/classic.csv more      runs beside those that a CSV has
+    python benchmark/plot.py classic                                              again, from the CSV alone
 
 Run directories are named {env_id}__{variant}__{seed}__{time}; a finished run has agent.pt. Writes NAME.csv (env_id,
 variant, seed, metric, step, value, count) and NAME.png (learning curves) to benchmark/results/ and, where there is the
@@ -31,6 +32,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 RESULTS = Path(__file__).parent / "results"
 ATARI_SCORES = Path(__file__).parent / "atari_scores.csv"
 COLUMNS = ["env_id", "variant", "seed", "metric", "step", "value", "count"]
+Cell = tuple[str, str, int]  # environment, variant, seed
 METRICS = {
     "charts/episodic_return": "episodic_return",
     "eval/episodic_return": "eval_return",
@@ -52,24 +54,27 @@ RESAMPLES = 2000
 class Args:
     name: tyro.conf.Positional[str]
     """name of the CSV and the figures below benchmark/results/"""
-    runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR")] = ()
-    """directories with runs below them, or runs' own; none: draw from the CSV"""
+    runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH")] = ()
+    """directories with runs below them, runs' own, or CSVs that this script wrote; a cell that is in several of them is
+    taken from its run, or else from the last CSV; none: draw from NAME.csv"""
     bins: int = 100
     """bins that the steps of each environment are divided into; each should be longer than an episode"""
     partial: bool = False
     """if toggled, unfinished runs are read too"""
-    default: str | None = None
-    """the variant that comes first and that the others are compared with; None: the first by name"""
+    variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
+    """only these, in this order; the others are compared with the first; none: all, by name"""
+    environments: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ID")] = ()
+    """only these; none: all"""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Logs -> CSV
 
 
-def find_runs(roots: tuple[Path, ...], partial: bool) -> dict[tuple[str, str, int], Path]:
+def find_runs(roots: tuple[Path, ...], partial: bool) -> dict[Cell, Path]:
     """(env_id, variant, seed) -> run directory; of several, the newest finished one, or else the newest."""
     runs = {}
-    found = {file.parent for root in roots for file in root.rglob("events.out.tfevents.*")}
+    found = {file.parent for root in roots if root.is_dir() for file in root.rglob("events.out.tfevents.*")}
     for run in sorted(found, key=lambda run: ((run / "agent.pt").exists(), run.name.split("__")[-1])):
         env_id, variant, seed, _ = run.name.split("__")
         if partial or (run / "agent.pt").exists():
@@ -113,18 +118,38 @@ def summarize(points: pd.DataFrame, budget: int, bins: int) -> pd.DataFrame:
     return rows
 
 
-def tidy(runs: dict[tuple[str, str, int], Path], bins: int) -> pd.DataFrame:
-    """The CSV of these runs; the last step of an environment's longest run is its budget."""
+def tidy(runs: dict[Cell, Path], earlier: dict[Cell, pd.DataFrame], bins: int) -> pd.DataFrame:
+    """The CSV of these runs, and of earlier CSVs' rows for the cells that have none.
+
+    The last step of an environment's longest run is its budget.
+    """
     logs = {cell: read_run(run) for cell, run in runs.items()}
-    longest = {}
-    for (env_id, _, _), (_, last) in logs.items():
-        longest[env_id] = max(last, longest.get(env_id, 0))
+    logs = {cell: log for cell, log in logs.items() if "episodic_return" in log[0]["metric"].values}
+    earlier = {cell: rows for cell, rows in earlier.items() if cell not in logs}
+    ends = [(env_id, last) for (env_id, *_), (_, last) in logs.items()]
+    ends += [(env_id, rows["step"].max()) for (env_id, *_), rows in earlier.items()]
+    budgets = {}
+    for env_id, last in ends:
+        budgets[env_id] = max(to_budget(last), budgets.get(env_id, 0))
+    for (env_id, *_), rows in earlier.items():
+        edges = np.arange(1, bins + 1) * budgets[env_id] / bins
+        if not rows.loc[rows["metric"] == "episodic_return", "step"].isin(edges.round()).all():
+            sys.exit(f"the CSV's rows of {env_id} are not {bins} bins of {budgets[env_id]} steps")
     parts = [
-        summarize(points, to_budget(longest[env_id]), bins).assign(env_id=env_id, variant=variant, seed=seed)
-        for (env_id, variant, seed), (points, _) in logs.items()
-        if "episodic_return" in points["metric"].values
+        summarize(points, budgets[cell[0]], bins).assign(**dict(zip(COLUMNS, cell, strict=False)))
+        for cell, (points, _) in logs.items()
     ]
-    return pd.concat(parts)[COLUMNS].sort_values(COLUMNS[:5])
+    return pd.concat([*earlier.values(), *parts])[COLUMNS].sort_values(COLUMNS[:5])
+
+
+def select(data: pd.DataFrame, wanted: dict[str, tuple[str, ...]]) -> pd.DataFrame:
+    """The rows with these names in these columns; none: all."""
+    for column, names in wanted.items():
+        unknown = set(names) - set(data[column])
+        if unknown:
+            sys.exit(f"{column} {', '.join(sorted(unknown))}: there are {', '.join(sorted(data[column].unique()))}")
+        data = data[data[column].isin(names)] if names else data
+    return data
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -390,17 +415,19 @@ def draw(data: pd.DataFrame, name: str, variants: list[str]) -> None:
 
 def main(args: Args) -> None:
     path = RESULTS / f"{args.name}.csv"
+    wanted = {"env_id": args.environments, "variant": args.variants}
     if args.runs:
+        csvs = [pd.read_csv(source) for source in args.runs if source.suffix == ".csv"]
+        earlier = {cell: rows for csv in csvs for cell, rows in csv.groupby(COLUMNS[:3])}
         runs = find_runs(args.runs, args.partial)
-        if not runs:
+        if not runs and not earlier:
             sys.exit("no finished runs there (agent.pt beside TensorBoard events); --partial takes unfinished ones too")
+        data = select(tidy(runs, earlier, args.bins), wanted)
         RESULTS.mkdir(exist_ok=True)
-        tidy(runs, args.bins).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
-    data = pd.read_csv(path)
+        data.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    data = select(pd.read_csv(path), wanted)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
-    if args.default not in (None, *data["variant"]):
-        sys.exit(f"--default {args.default}: the variants are {', '.join(sorted(data['variant'].unique()))}")
-    variants = sorted(data["variant"].unique(), key=lambda variant: (variant != args.default, variant))
+    variants = list(args.variants) or sorted(data["variant"].unique())
     print_runs(data)
     draw(data, args.name, variants)
     if len(variants) > 1:

@@ -114,7 +114,7 @@ def test_logs_to_csv_to_figures(tmp_path, monkeypatch, capsys):
             write_run(root, env_id, "peer", seed, [5 * seed] * 10, evaluation=10 * seed)
     write_run(root, "CartPole-v1", "peer", 3, [1] * 5)  # no evaluation: the environment is scored by training episodes
     write_run(root, "CartPole-v1", "ours", 3, [100] * 5, finished=False)
-    plot.main(plot.Args("sweep", runs=(root,), bins=5, default="peer"))
+    plot.main(plot.Args("sweep", runs=(root,), bins=5, variants=("peer", "ours")))
     printed = capsys.readouterr().out
     assert "CartPole-v1 ours, 2 seeds" in printed
     assert "CartPole-v1 peer, 3 seeds" in printed
@@ -135,8 +135,32 @@ def test_logs_to_csv_to_figures(tmp_path, monkeypatch, capsys):
     assert one[one["metric"] == "eval_return"][["step", "value", "count"]].values.tolist() == [[1000, 40, 7]]
 
     before = {path: path.read_bytes() for path in plot.RESULTS.iterdir()}
-    plot.main(plot.Args("sweep", default="peer"))  # from the CSV alone
+    plot.main(plot.Args("sweep", variants=("peer", "ours")))  # from the CSV alone
     assert {path: path.read_bytes() for path in plot.RESULTS.iterdir()} == before
+
+
+def test_runs_join_those_of_a_csv(tmp_path, monkeypatch):
+    """Cells from two CSVs and from logs; a log replaces the CSV's rows of its cell, the last CSV those of the first."""
+    monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
+    for number, cells in enumerate(({"a": 1, "b": 2}, {"b": 3, "c": 4}, {"c": 5, "d": 6})):
+        for variant, value in cells.items():
+            write_run(tmp_path / str(number), "CartPole-v1", variant, 1, [value] * 10)
+        write_run(tmp_path / str(number), "Acrobot-v1", "b", 1, [number] * 10)
+    for number in (0, 1):
+        plot.main(plot.Args(str(number), runs=(tmp_path / str(number),), bins=5))
+    sources = (plot.RESULTS / "0.csv", tmp_path / "2", plot.RESULTS / "1.csv")
+    plot.main(plot.Args("all", runs=sources, bins=5, variants=("d", "a", "b", "c"), environments=("CartPole-v1",)))
+    data = pd.read_csv(plot.RESULTS / "all.csv")
+    assert set(data["env_id"]) == {"CartPole-v1"}
+    assert not data.duplicated(plot.COLUMNS[:5]).any()
+    values = data[data["metric"] == "episodic_return"].groupby("variant")["value"]
+    assert values.agg(["min", "max", "count"]).values.tolist() == [[1, 1, 5], [3, 3, 5], [5, 5, 5], [6, 6, 5]]
+    plot.main(plot.Args("copy", runs=(plot.RESULTS / "all.csv",), bins=5))
+    assert (plot.RESULTS / "copy.csv").read_bytes() == (plot.RESULTS / "all.csv").read_bytes()
+    with pytest.raises(SystemExit, match="rows of CartPole-v1 are not 4 bins of 1000 steps"):
+        plot.main(plot.Args("other", runs=(plot.RESULTS / "all.csv",), bins=4))
+    with pytest.raises(SystemExit, match="variant e: there are a, b, c, d"):
+        plot.main(plot.Args("all", variants=("a", "e")))
 
 
 def test_run_directories_partial_runs_and_nothing_to_read(tmp_path, monkeypatch, capsys):
