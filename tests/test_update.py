@@ -12,6 +12,7 @@ from torch import nn
 
 import sdsac_atari
 import sdsac_classic
+from benchmark import decoupled_entropy
 
 torch.set_num_threads(1)
 
@@ -42,18 +43,18 @@ def soft_values(q):
     return ALPHA * np.log(np.exp(q / ALPHA).sum(1))
 
 
-def solve(old_entropies=None, beta=0.0):
+def solve(old_entropies=None, beta=0.0, target_bonus=1.0):
     """Q and pi (S, A) at the fixed point, by soft value iteration.
 
     The policy minimises E[alpha log pi - Q] + beta/2 (H_old - H)^2 in each state, which softmax(Q / T) does with
-    T = alpha + beta (H_old - H). Its value is that of SAC, without the penalty.
+    T = alpha + beta (H_old - H). Its value is that of SAC, without the penalty and with this share of the bonus.
     """
     q, t = np.zeros((S, A)), np.full(S, ALPHA)
     for _ in range(2000):
         pi = softmax(q / t[:, None])
         if beta:
             t = (t + ALPHA + beta * (old_entropies - entropy(pi))) / 2
-        v = (pi * q).sum(1) + ALPHA * entropy(pi)
+        v = (pi * q).sum(1) + target_bonus * ALPHA * entropy(pi)
         q = REWARDS + DISCOUNTS * v[SUCCESSORS]
     return q, pi
 
@@ -130,6 +131,20 @@ def test_entropy_penalty_holds_the_policy_near_the_old_entropy():
     q1, q2, learned_pi, _ = learn(every_transition(uniform), 1800, beta=BETA)
     assert entropy(learned_pi).mean() > entropy(PI).mean() + 0.05
     assert (entropy(learned_pi) > entropy(PI)).all()
+    agree(q1, q)
+    agree(q2, q)
+    agree(learned_pi, pi)
+
+
+def test_decoupled_entropy_leaves_the_bonus_out_of_the_target_alone(monkeypatch):
+    """A bonus that is left in the target, or that the actor loses too: with a quarter of it in the target Q is lower by
+    more than 1.5, but for the pair that terminates."""
+    for name in ("soft_value", "actor_loss"):  # which it patches
+        monkeypatch.setattr(sdsac_classic, name, getattr(sdsac_classic, name))
+    decoupled_entropy.decouple(sdsac_classic, 0.25)
+    q, pi = solve(target_bonus=0.25)
+    assert ((Q - q > 1.5) | (DISCOUNTS == 0)).all()
+    q1, q2, learned_pi, _ = learn(every_transition(entropy(pi)), 1800)
     agree(q1, q)
     agree(q2, q)
     agree(learned_pi, pi)
