@@ -1,0 +1,185 @@
+"""On a GPU: its updates, replayed as a graph or not, are those of the CPU; nothing in them waits for the device; runs
+and agents move between devices. Skipped where there is none.
+"""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from test_graph import SCRIPTS, SHAPES, state_of
+
+import sdsac_atari
+import sdsac_classic
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+PATHS = pytest.mark.parametrize("captures", [True, False], ids=["graph", "plain"])
+NETWORKS = ("encoder", "actor", "qf1", "qf2", "encoder_target", "qf1_target", "qf2_target")
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """Products and convolutions in float32 on both devices, so that only the order of sums differs."""
+    monkeypatch.setattr(sdsac_atari, "CPU_BF16", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def make_buffer(script, args, device):
+    """The same transitions and the same draws on every device."""
+    buffer = script.ReplayBuffer(args.buffer_size, 2, SHAPES[script], args.n_step, args.gamma, device, seed=1)
+    rng, none = np.random.default_rng(2), np.zeros(2, bool)
+    for _ in range(args.buffer_size // 2):
+        observations = rng.integers(256, size=(2, *SHAPES[script])).astype(np.uint8)
+        buffer.add(observations, rng.integers(3, size=2), rng.random(2), rng.random(2) < 0.1, none, rng.random(2), none)
+    return buffer
+
+
+def make_updater(script, device, captures=True, **flags):
+    args = script.Args(**({"autotune": True, "anneal_lr": True, "buffer_size": 400, "num_envs": 2} | flags))
+    torch.manual_seed(0)
+    agent = script.make_agent(args, SHAPES[script], 3, device)
+    updater = script.Updater(agent, make_buffer(script, args, torch.device(device)), args)
+    updater.captures = updater.captures and captures
+    return updater
+
+
+def weights(agent):
+    """name -> tensor of everything that gradients or targets move, on the CPU."""
+    named = {f"{name}.{key}": x for name in NETWORKS for key, x in getattr(agent, name).state_dict().items()}
+    return {name: x.detach().cpu().clone() for name, x in (named | {"log_alpha": agent.log_alpha}).items()}
+
+
+def warmed_up(updater):
+    """The updater after so many calls that the next one replays the graph, if there is one."""
+    for call in range(updater.WARM_UP + 1):
+        sdsac_atari.set_schedules(updater.agent, updater.args, 20_000 + 500 * call)
+        updater()
+    assert (updater.graph is not None) == updater.captures
+    return updater
+
+
+@SCRIPTS
+@PATHS
+def test_one_update_is_that_of_the_cpu(script, captures):
+    cpu, gpu = warmed_up(make_updater(script, "cpu")), warmed_up(make_updater(script, "cuda", captures))
+    for ours, theirs in zip(state_of(gpu.agent), state_of(cpu.agent), strict=True):
+        ours.data.copy_(theirs)  # in place, for a graph knows addresses only
+    before = weights(cpu.agent)
+    expected, metrics = cpu(), gpu()
+    for tag, value in expected.items():
+        torch.testing.assert_close(metrics[tag].cpu(), value, rtol=1e-5, atol=1e-6, msg=tag)
+    after, wanted = weights(gpu.agent), weights(cpu.agent)
+    for name, start in before.items():
+        moved = wanted[name] - start
+        assert moved.norm() > 0, name
+        assert (after[name] - wanted[name]).norm() < 1e-4 * moved.norm(), name
+
+
+@SCRIPTS
+@PATHS
+def test_curves_of_200_updates_lie_on_those_of_the_cpu(script, captures):
+    cpu, gpu = make_updater(script, "cpu", batch_size=8), make_updater(script, "cuda", captures, batch_size=8)
+    curves = [[], []]
+    for call in range(200):
+        for updater, rows in zip((cpu, gpu), curves, strict=True):
+            script.set_schedules(updater.agent, updater.args, 20_000 + 100 * call)
+            rows.append(torch.stack([*updater().values()]).tolist())
+    cpu_curves, gpu_curves = map(np.array, curves)
+    spread = cpu_curves.std(0)
+    assert (np.abs(gpu_curves - cpu_curves).mean(0) <= 0.15 * spread).all()
+
+
+@SCRIPTS
+def test_a_replay_updates_everything_and_follows_rates_and_target_steps(script):
+    updater = warmed_up(make_updater(script, "cuda"))
+    agent, before = updater.agent, [tensor.clone() for tensor in state_of(updater.agent)]
+    updater()
+    still = [torch.equal(old, new) for old, new in zip(before, state_of(agent), strict=True)]
+    constant = 3 + 2  # three learning rates; target_step and not_finite
+    assert sum(still) == constant
+
+    start = weights(agent)
+    agent.target_step.fill_(0.0)
+    agent.q_optimizer.param_groups[0]["lr"].fill_(0.0)
+    updater()
+    moved = {name.split(".")[0] for name, value in weights(agent).items() if not torch.equal(value, start[name])}
+    assert moved == {"actor", "log_alpha"}
+
+    start = weights(agent)
+    agent.target_step.fill_(1.0)
+    updater()
+    for name, value in weights(agent).items():
+        if "_target" in name:
+            assert torch.equal(value, start[name.replace("_target", "")])
+
+
+@SCRIPTS
+@PATHS
+def test_no_update_waits_for_the_device_and_acting_waits_once(script, captures):
+    updater = warmed_up(make_updater(script, "cuda", captures))
+    observations = np.zeros((2, *SHAPES[script]), np.uint8 if script is sdsac_atari else np.float32)
+    generator = torch.Generator().manual_seed(0)
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for call in range(5):
+            script.set_schedules(updater.agent, updater.args, 40_000 + 500 * call)
+            updater()
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            inputs = script.to_device(observations, torch.device("cuda"))
+            torch.cat([*script.act(updater.agent.actor, inputs, generator), updater.agent.not_finite]).cpu()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 1, [str(wait.message) for wait in waits]
+
+
+@SCRIPTS
+def test_acting_is_that_of_the_cpu(script):
+    cpu, gpu = make_updater(script, "cpu").agent.actor, make_updater(script, "cuda").agent.actor
+    observations = torch.randint(256, (500, *SHAPES[script]), dtype=torch.uint8)
+    observations = observations if script is sdsac_atari else observations.float()
+    actions, entropies = script.act(cpu, observations, torch.Generator().manual_seed(0))
+    same_actions, same_entropies = script.act(gpu, observations.cuda(), torch.Generator().manual_seed(0))
+    assert (actions != same_actions.cpu()).sum() <= 1  # a tie, but for rounding
+    torch.testing.assert_close(same_entropies.cpu(), entropies, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_are_the_same_wherever_the_frames_are(monkeypatch):
+    args = sdsac_atari.Args(buffer_size=400)
+    on_device = make_buffer(sdsac_atari, args, torch.device("cuda"))
+    monkeypatch.setattr(sdsac_atari.ReplayBuffer, "fits", staticmethod(lambda *rest: False))
+    on_host = make_buffer(sdsac_atari, args, torch.device("cuda"))
+    assert (on_device.frames.device.type, on_host.frames.device.type) == ("cuda", "cpu")
+    for ours, theirs in zip(on_device.sample(64), on_host.sample(64), strict=True):
+        assert ours.device.type == "cuda"
+        assert torch.equal(ours, theirs)
+
+
+@SCRIPTS
+def test_runs_move_between_devices(script, tmp_path, monkeypatch, capsys):
+    """Trained on the GPU without a warning, gone on with on the CPU and back again, evaluated on the CPU."""
+    monkeypatch.chdir(tmp_path)
+    flags = {"total_timesteps": 600, "learning_starts": 200, "buffer_size": 400, "batch_size": 8, "cuda": True}
+    if script is sdsac_atari:
+        flags |= {"env_id": "BreakoutNoFrameskip-v4", "num_envs": 4}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run_dir = script.train(script.Args(**flags))
+    assert not [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    printed = capsys.readouterr().out
+    assert "device: cuda" in printed
+    assert "no CUDA graph" not in printed
+    for total, device in ((900, "cpu"), (1_200, "cuda")):
+        script.main(["--resume", str(run_dir), "--total-timesteps", str(total), f"--{'no-' * (device == 'cpu')}cuda"])
+        assert f"device: {device}" in capsys.readouterr().out
+    agent, args = script.load_agent(run_dir / "agent.pt", "cpu")
+    assert args.total_timesteps == 1_200
+    if script is sdsac_classic:
+        assert len(script.evaluate(agent.actor, args, 5, greedy=True, seed=0)) == 5
