@@ -42,7 +42,10 @@ METRICS = {
 MEASURES = {True: "last greedy evaluation", False: "last 20 training episodes"}  # what final_scores takes
 # Mean returns of uniformly random actions over 1,000 episodes that begin from the seeds 0 to 999: the score 0 of the
 # environments outside Atari; the score 1 is the reward threshold that Gymnasium states
-RANDOM_RETURNS = {"CartPole-v1": 22.2, "Acrobot-v1": -499.1, "MountainCar-v0": -200.0, "LunarLander-v3": -181.7}
+RANDOM_RETURNS = {
+    **{"CartPole-v1": 22.2, "Acrobot-v1": -499.1, "MountainCar-v0": -200.0, "LunarLander-v3": -181.7},
+    **{"FrozenLake-v1": 0.012, "Taxi-v4": -776.0},
+}
 # Okabe and Ito's colours, which the colour-blind can tell apart, less yellow, which is too light for a line
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"]
 LINES = ["-", "--", "-.", (0, (1, 1.5))]
