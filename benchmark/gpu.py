@@ -1,10 +1,11 @@
 """sdsac_atari.py on a GPU: speed by number of environments, with the CUDA graph and without, and where the time goes.
 
-python benchmark/gpu.py                    a table and benchmark/results/speed/gpu.csv, some minutes
+python benchmark/gpu.py                    a table and benchmark/results/speed/gpu.csv, some minutes a round
 
 Each measurement is the script's own training loop on Breakout with clocks around its parts, in a process of its own:
 batch 64, an update per 4 steps; in the last two rows the schedule of Zhou et al. 2024, 10 environments and an update
-per 10 steps. Medians over --rounds.
+per 10 steps. Medians over --rounds, written after each. What no clock covers (launching the policy, the diagnostics,
+logging) is the rest of the wall time.
 """
 
 import csv
@@ -45,8 +46,8 @@ COLUMNS = {  # of the table; times are milliseconds per update
     "environment": "envs",  # what is not hidden behind the update
     "waiting": "waiting",  # for the actions, and so for all updates before them
     "adding": "adding",
-    "device": "GPU ms",  # of an update alone, one after the other
-    "kernels": "kernels",  # of an update
+    "alone": "alone",  # of an update if nothing else is done: with a graph the GPU's time, without it that of launches
+    "kernels": "kernels",  # of an update; counted without a graph, which launches the same
 }
 
 
@@ -102,17 +103,13 @@ def measure_here(setting: Setting) -> None:
             alone()
         last.record()
         torch.cuda.synchronize()
-        with torch.profiler.profile() as profiler:
-            alone()
-            torch.cuda.synchronize()
-        cuda = torch.autograd.DeviceType.CUDA
         figures = {part: 1e3 * seconds / MEASURED for part, seconds in spent.items()}
         figures |= {
             "steps_per_s": MEASURED * setting.update_frequency / wall,
             "updates_per_s": MEASURED / wall,
             "wall": 1e3 * wall / MEASURED,
-            "device": first.elapsed_time(last) / ALONE,
-            "kernels": sum(event.device_type == cuda for event in profiler.events()),
+            "alone": first.elapsed_time(last) / ALONE,
+            "kernels": None if setting.graph else count_kernels(alone),
         }
         print(json.dumps(figures), flush=True)
         os._exit(0)
@@ -132,13 +129,22 @@ def measure_here(setting: Setting) -> None:
     )
 
 
+def count_kernels(run) -> int:
+    """How many kernels `run` launches."""
+    with torch.profiler.profile() as profiler:
+        run()
+        torch.cuda.synchronize()
+    on_device = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(not event.is_user_annotation and not event.name.startswith(("Mem", "mem")) for event in on_device)
+
+
 def measure(setting: Setting) -> dict:
     """The figures of one setting, in a process of its own."""
     done = subprocess.run(
         [sys.executable, __file__, "--here", json.dumps(asdict(setting))], capture_output=True, text=True, timeout=300
     )
     if done.returncode:
-        raise RuntimeError(f"{setting}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{setting}: {done.stdout[-500:]}\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -153,18 +159,25 @@ def main(args: Args) -> None:
         sys.exit("no CUDA GPU here")
     print(f"{torch.cuda.get_device_name()}, {SETTINGS[0].threads} CPU threads, torch {torch.__version__}")
     print(f"{'environments':>12}{'per update':>12}{'graph':>7}" + "".join(f"{title:>11}" for title in COLUMNS.values()))
-    measured = [[measure(setting) for setting in SETTINGS] for _ in range(args.rounds)]
-    rows = []
-    for k, setting in enumerate(SETTINGS):
-        row = {name: round(median(figures[k][name] for figures in measured), 4) for name in COLUMNS}
-        rows.append({"device_name": torch.cuda.get_device_name(), "torch": torch.__version__} | asdict(setting) | row)
-        graph = "yes" if setting.graph else "no"
-        values = "".join(f"{value:11,.0f}" if value >= 100 else f"{value:11.3f}" for value in row.values())
-        print(f"{setting.num_envs:12}{setting.update_frequency:12}{graph:>7}{values}")
-    with (HERE / "results" / "speed" / "gpu.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    measured = defaultdict(list)
+    for _ in range(args.rounds):
+        rows = []
+        for k, setting in enumerate(SETTINGS):
+            measured[k].append(measure(setting))
+            row = {name: middle([figures[name] for figures in measured[k]]) for name in COLUMNS}
+            rows.append({"device": torch.cuda.get_device_name(), "torch": torch.__version__} | asdict(setting) | row)
+            graph = "yes" if setting.graph else "no"
+            values = "".join(f"{'' if value is None else f'{value:,.3f}':>11}" for value in row.values())
+            print(f"{setting.num_envs:12}{setting.update_frequency:12}{graph:>7}{values}", flush=True)
+        with (HERE / "results" / "speed" / "gpu.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def middle(values: list) -> float | None:
+    """The median, or None where nothing was measured."""
+    return None if None in values else round(median(values), 4)
 
 
 if __name__ == "__main__":
