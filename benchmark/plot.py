@@ -176,6 +176,22 @@ def final_scores(data: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     return last["eval_return"].where(use, last["last_20_episodes"]), evaluated
 
 
+def steps_to_threshold(data: pd.DataFrame) -> pd.Series:
+    """Per (env_id, variant, seed) the step of its first evaluation at Gymnasium's reward threshold or above, infinity
+    where there is none. Of the evaluations at steps that all runs of the environment have; without them, or without a
+    threshold, no row.
+    """
+    evaluations = data[data["metric"] == "eval_return"]
+    parts = []
+    for env_id, own in evaluations.groupby("env_id"):
+        table = own.pivot(index=["env_id", "variant", "seed"], columns="step", values="value").dropna(axis=1)
+        runs = data[data["env_id"] == env_id].groupby(["variant", "seed"]).ngroups
+        if threshold(env_id) is not None and table.size and len(table) == runs:
+            reached = table >= threshold(env_id)
+            parts.append(reached.idxmax(axis=1).astype(float).where(reached.any(axis=1), math.inf))
+    return pd.concat(parts) if parts else pd.Series(dtype=float)
+
+
 def threshold(env_id: str) -> float | None:
     """The return at which Gymnasium counts an environment as solved; None where it names none."""
     return gym.registry[env_id].reward_threshold if env_id in gym.registry else None
@@ -254,6 +270,22 @@ def markdown_table(data: pd.DataFrame, variants: list[str]) -> str:
             f"{env_id}: {to_budget(own['step'].max()):,} steps, {seeds_of(own)}, {MEASURES[evaluated[env_id]]}."
         )
     return "\n".join([*lines, "", *caption])
+
+
+def threshold_table(steps: pd.Series, variants: list[str]) -> str:
+    """What `steps_to_threshold` gives, as a table like the other one, and a caption."""
+    lines = [f"| | {' | '.join(variants)} |", "|---|" + "---|" * len(variants)]
+    for env_id, own in steps.groupby("env_id"):
+        cells = dict.fromkeys(variants, "")
+        for variant, values in own.groupby("variant"):
+            middle, reached = np.median(values), f"({np.isfinite(values).sum()} of {len(values)})"
+            cells[variant] = f"{middle:,.0f} {reached}" if np.isfinite(middle) else f"never {reached}"
+        lines.append(f"| {env_id} | {' | '.join(cells.values())} |")
+    caption = (
+        "Steps to the first greedy evaluation at the reward threshold or above, of the evaluations that all runs have: "
+        "median over seeds, a seed that never gets there counting as infinity (in brackets: how many do)."
+    )
+    return "\n".join([*lines, "", caption])
 
 
 def print_runs(data: pd.DataFrame) -> None:
@@ -435,6 +467,9 @@ def main(args: Args) -> None:
     draw(data, args.name, variants)
     if len(variants) > 1:
         print(f"\n{markdown_table(data, variants)}")
+        steps = steps_to_threshold(data)
+        if len(steps):
+            print(f"\n{threshold_table(steps, variants)}")
 
 
 if __name__ == "__main__":

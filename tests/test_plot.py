@@ -139,6 +139,23 @@ def test_logs_to_csv_to_figures(tmp_path, monkeypatch, capsys):
     assert {path: path.read_bytes() for path in plot.RESULTS.iterdir()} == before
 
 
+def test_steps_to_the_threshold_by_hand():
+    """Steps that not all runs were evaluated at do not count, a run that never gets there is infinitely late, and an
+    environment in which a run has no evaluation, or that has no threshold, is left out."""
+    runs = {("CartPole-v1", "a", 1): {5: 475, 10: 10, 20: 480}, ("CartPole-v1", "a", 2): {10: 475, 20: 0}}
+    runs |= {("CartPole-v1", "a", 3): {10: 1, 20: 474.9}, ("CartPole-v1", "b", 1): {10: 0, 20: 1, 30: 500}}
+    runs |= {("Blackjack-v1", "a", 1): {10: 1}, ("Acrobot-v1", "a", 1): {10: 0}, ("Acrobot-v1", "b", 1): {}}
+    rows = [(*cell, "eval_return", step, value, 1) for cell, own in runs.items() for step, value in own.items()]
+    rows += [(*cell, "last_20_episodes", 30, 0.0, 20) for cell in runs]
+    steps = plot.steps_to_threshold(pd.DataFrame(rows, columns=plot.COLUMNS))
+    assert list(steps["CartPole-v1"]["a"]) == [20, 10, np.inf]
+    assert list(steps["CartPole-v1"]["b"]) == [np.inf]
+    assert list(steps.index.unique("env_id")) == ["CartPole-v1"]
+    table = plot.threshold_table(steps, ["b", "a", "c"]).splitlines()
+    assert table[0] == "| | b | a | c |"
+    assert table[2] == "| CartPole-v1 | never (0 of 1) | 20 (2 of 3) |  |"
+
+
 def test_runs_join_those_of_a_csv(tmp_path, monkeypatch):
     """Cells from two CSVs and from logs; a log replaces the CSV's rows of its cell, the last CSV those of the first."""
     monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
