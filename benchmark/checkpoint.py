@@ -1,6 +1,6 @@
 """What checkpoints of the Atari script cost: size and time, with a replay buffer full of random frames.
 
-python benchmark/checkpoint.py --directory /tmp/checkpoint
+python benchmark/checkpoint.py --directory DIR
 """
 
 import shutil

@@ -14,6 +14,7 @@ import math
 import re
 import sys
 import textwrap
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -39,6 +40,7 @@ METRICS = {
     "diagnostics/q_predicted": "q_predicted",
     "diagnostics/q_monte_carlo": "q_monte_carlo",
 }
+UNBINNED = ("eval_return", "last_20_episodes")
 MEASURES = {True: "last greedy evaluation", False: "last 20 training episodes"}  # what final_scores takes
 # Mean returns of uniformly random actions over 1,000 episodes that begin from the seeds 0 to 999: the score 0 of the
 # environments outside Atari; the score 1 is the reward threshold that Gymnasium states
@@ -61,13 +63,14 @@ class Args:
     """directories with runs below them, runs' own, or CSVs that this script wrote; a cell that is in several of them is
     taken from its run, or else from the last CSV; none: draw from NAME.csv"""
     bins: int = 100
-    """bins that the steps of each environment are divided into; each should be longer than an episode"""
+    """bins that the steps of each environment are divided into; each should be longer than an episode takes, which is
+    its length times the environments that a run has side by side"""
     partial: bool = False
     """if toggled, unfinished runs are read too"""
     variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
-    """only these, in this order; the others are compared with the first; none: all, by name"""
+    """those that are drawn, in this order; the others are compared with the first; none: all, by name"""
     environments: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ID")] = ()
-    """only these; none: all"""
+    """those that are drawn; none: all"""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -134,13 +137,17 @@ def tidy(runs: dict[Cell, Path], earlier: dict[Cell, pd.DataFrame], bins: int) -
     budgets = {}
     for env_id, last in ends:
         budgets[env_id] = max(to_budget(last), budgets.get(env_id, 0))
+    binned = defaultdict(set)
     for (env_id, *_), rows in earlier.items():
-        edges = np.arange(1, bins + 1) * budgets[env_id] / bins
-        if not rows.loc[rows["metric"] == "episodic_return", "step"].isin(edges.round()).all():
+        binned[env_id] |= set(rows.loc[~rows["metric"].isin(UNBINNED), "step"])
+    for env_id, steps in binned.items():
+        width = budgets[env_id] / bins
+        edges = {round(k * width) for k in range(bins + 1)}
+        if not steps <= edges or np.diff(sorted({0, *steps})).min() > width + 1:
             sys.exit(f"the CSV's rows of {env_id} are not {bins} bins of {budgets[env_id]} steps")
     parts = [
-        summarize(points, budgets[cell[0]], bins).assign(**dict(zip(COLUMNS, cell, strict=False)))
-        for cell, (points, _) in logs.items()
+        summarize(points, budgets[env_id], bins).assign(env_id=env_id, variant=variant, seed=seed)
+        for (env_id, variant, seed), (points, _) in logs.items()
     ]
     return pd.concat([*earlier.values(), *parts])[COLUMNS].sort_values(COLUMNS[:5])
 
@@ -256,10 +263,14 @@ def table_cell(values: np.ndarray, best: float) -> str:
     return f"**{text}**" if mean == best else text
 
 
+def table_head(variants: list[str]) -> list[str]:
+    return [f"| | {' | '.join(variants)} |", "|---|" + "---|" * len(variants)]
+
+
 def markdown_table(data: pd.DataFrame, variants: list[str]) -> str:
     """Environments as rows, variants as columns, and a caption."""
     scores, evaluated = final_scores(data)
-    lines = [f"| | {' | '.join(variants)} |", "|---|" + "---|" * len(variants)]
+    lines = table_head(variants)
     caption = ["Mean over seeds ± half the width of its 95% bootstrap interval; bold: the highest mean of the row."]
     for env_id, own in data.groupby("env_id"):
         values = {variant: cell.to_numpy() for variant, cell in scores[env_id].groupby("variant")}
@@ -274,12 +285,12 @@ def markdown_table(data: pd.DataFrame, variants: list[str]) -> str:
 
 def threshold_table(steps: pd.Series, variants: list[str]) -> str:
     """What `steps_to_threshold` gives, as a table like the other one, and a caption."""
-    lines = [f"| | {' | '.join(variants)} |", "|---|" + "---|" * len(variants)]
+    lines = table_head(variants)
     for env_id, own in steps.groupby("env_id"):
         cells = dict.fromkeys(variants, "")
         for variant, values in own.groupby("variant"):
             middle, reached = np.median(values), f"({np.isfinite(values).sum()} of {len(values)})"
-            cells[variant] = f"{middle:,.0f} {reached}" if np.isfinite(middle) else f"never {reached}"
+            cells[variant] = f"{middle:,.0f} {reached}" if np.isfinite(middle) else f"not reached {reached}"
         lines.append(f"| {env_id} | {' | '.join(cells.values())} |")
     caption = (
         "Steps to the first greedy evaluation at the reward threshold or above, of the evaluations that all runs have: "
@@ -450,17 +461,18 @@ def draw(data: pd.DataFrame, name: str, variants: list[str]) -> None:
 
 def main(args: Args) -> None:
     path = RESULTS / f"{args.name}.csv"
-    wanted = {"env_id": args.environments, "variant": args.variants}
     if args.runs:
+        missing = [str(source) for source in args.runs if not source.exists()]
+        if missing:
+            sys.exit(f"--runs {', '.join(missing)}: not there")
         csvs = [pd.read_csv(source) for source in args.runs if source.suffix == ".csv"]
         earlier = {cell: rows for csv in csvs for cell, rows in csv.groupby(COLUMNS[:3])}
         runs = find_runs(args.runs, args.partial)
         if not runs and not earlier:
             sys.exit("no finished runs there (agent.pt beside TensorBoard events); --partial takes unfinished ones too")
-        data = select(tidy(runs, earlier, args.bins), wanted)
         RESULTS.mkdir(exist_ok=True)
-        data.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
-    data = select(pd.read_csv(path), wanted)
+        tidy(runs, earlier, args.bins).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    data = select(pd.read_csv(path), {"env_id": args.environments, "variant": args.variants})
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     variants = list(args.variants) or sorted(data["variant"].unique())
     print_runs(data)

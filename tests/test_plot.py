@@ -153,7 +153,7 @@ def test_steps_to_the_threshold_by_hand():
     assert list(steps.index.unique("env_id")) == ["CartPole-v1"]
     table = plot.threshold_table(steps, ["b", "a", "c"]).splitlines()
     assert table[0] == "| | b | a | c |"
-    assert table[2] == "| CartPole-v1 | never (0 of 1) | 20 (2 of 3) |  |"
+    assert table[2] == "| CartPole-v1 | not reached (0 of 1) | 20 (2 of 3) |  |"
 
 
 def test_runs_join_those_of_a_csv(tmp_path, monkeypatch):
@@ -168,14 +168,18 @@ def test_runs_join_those_of_a_csv(tmp_path, monkeypatch):
     sources = (plot.RESULTS / "0.csv", tmp_path / "2", plot.RESULTS / "1.csv")
     plot.main(plot.Args("all", runs=sources, bins=5, variants=("d", "a", "b", "c"), environments=("CartPole-v1",)))
     data = pd.read_csv(plot.RESULTS / "all.csv")
-    assert set(data["env_id"]) == {"CartPole-v1"}
+    assert set(data["env_id"]) == {"Acrobot-v1", "CartPole-v1"}  # what is not drawn is kept
+    data = data[data["env_id"] == "CartPole-v1"]
     assert not data.duplicated(plot.COLUMNS[:5]).any()
     values = data[data["metric"] == "episodic_return"].groupby("variant")["value"]
     assert values.agg(["min", "max", "count"]).values.tolist() == [[1, 1, 5], [3, 3, 5], [5, 5, 5], [6, 6, 5]]
     plot.main(plot.Args("copy", runs=(plot.RESULTS / "all.csv",), bins=5))
     assert (plot.RESULTS / "copy.csv").read_bytes() == (plot.RESULTS / "all.csv").read_bytes()
-    with pytest.raises(SystemExit, match="rows of CartPole-v1 are not 4 bins of 1000 steps"):
-        plot.main(plot.Args("other", runs=(plot.RESULTS / "all.csv",), bins=4))
+    for bins in (4, 10):
+        with pytest.raises(SystemExit, match=f"rows of Acrobot-v1 are not {bins} bins of 1000 steps"):
+            plot.main(plot.Args("other", runs=(plot.RESULTS / "all.csv",), bins=bins))
+    with pytest.raises(SystemExit, match="nothing: not there"):
+        plot.main(plot.Args("other", runs=(plot.RESULTS / "all.csv", tmp_path / "nothing")))
     with pytest.raises(SystemExit, match="variant e: there are a, b, c, d"):
         plot.main(plot.Args("all", variants=("a", "e")))
 
