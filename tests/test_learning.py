@@ -2,7 +2,7 @@
 
 import sdsac_classic
 
-SEED = 11  # settings were chosen on 1 to 10 and 101 to 105; the README has the command for ten more
+SEED = 11  # settings were chosen on 1 to 10 and 101 to 105; the README has the command for 11 to 20
 
 
 def test_cartpole_reaches_its_threshold(tmp_path, monkeypatch):
