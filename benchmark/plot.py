@@ -2,7 +2,7 @@
 
     python benchmark/plot.py classic --runs benchmark/runs/classic                all runs below a directory
     python benchmark/plot.py cartpole --runs runs/CartPole-v1__sdsac_classic__*   or runs one by one
-    python benchmark/plot.py classic --runs benchmark/results/classic.csv more      runs beside those that a CSV has
+    python benchmark/plot.py classic --runs benchmark/results/classic.csv DIR     runs beside those that a CSV has
     python benchmark/plot.py classic                                              again, from the CSV alone
 
 Run directories are named {env_id}__{variant}__{seed}__{time}; a finished run has agent.pt. Writes NAME.csv (env_id,
@@ -137,7 +137,7 @@ def tidy(runs: dict[Cell, Path], earlier: dict[Cell, pd.DataFrame], bins: int) -
     budgets = {}
     for env_id, last in ends:
         budgets[env_id] = max(to_budget(last), budgets.get(env_id, 0))
-    binned = defaultdict(set)
+    binned = defaultdict(set)  # right edges of the earlier rows' bins, which must be the new ones': as many, as wide
     for (env_id, *_), rows in earlier.items():
         binned[env_id] |= set(rows.loc[~rows["metric"].isin(UNBINNED), "step"])
     for env_id, steps in binned.items():
