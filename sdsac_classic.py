@@ -71,6 +71,9 @@ class Args:
     """if toggled, cuDNN uses deterministic algorithms only"""
     cuda: bool = False
     """if toggled, CUDA is used where it is available; networks this small are faster on a CPU"""
+    compile: bool = False
+    """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler;
+    from then on updates are faster"""
     track: bool = False
     """if toggled, this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"
@@ -609,11 +612,10 @@ def critic_parameters(encoder: Encoder, qf1: SoftQNetwork, qf2: SoftQNetwork) ->
     return [*encoder.parameters(), *qf1.head.parameters(), *qf2.head.parameters()]
 
 
-def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
-    """One update of Algorithm 1 (Zhou et al. 2024): critics, actor, temperature, targets.
-
-    All losses are taken at the weights before the update. Returns the metrics, by TensorBoard tag, as 0-d tensors on
-    the agent's device; nothing here waits for the device.
+def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tuple, dict[str, Tensor]]:
+    """The losses of Algorithm 1 (Zhou et al. 2024), all of them at the agent's weights, and what follows from them: the
+    gradients of the critics, the actor and the temperature, each in the order of its optimiser's parameters, and the
+    metrics, by TensorBoard tag, as 0-d tensors on the agent's device.
     """
     clip_range = args.clip_range if args.q_clip else None
     beta = args.beta if args.entropy_penalty else 0.0
@@ -640,27 +642,22 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
     q1_taken, q2_taken = q1.gather(1, actions).squeeze(1), q2.gather(1, actions).squeeze(1)  # (B,)
     qf1_loss = critic_loss(q1_taken, q1_target, y, clip_range)
     qf2_loss = critic_loss(q2_taken, q2_target, y, clip_range)
-    critic_grad_norm = descend(agent.q_optimizer, qf1_loss + qf2_loss, args.max_grad_norm)
+    critic_weights = critic_parameters(agent.encoder, agent.qf1, agent.qf2)
+    critic_gradients = torch.autograd.grad(qf1_loss + qf2_loss, critic_weights)
 
     # Actor
     log_pi = F.log_softmax(agent.actor.head(features.detach()), dim=1)  # (B, A)
     q = average_or_min(q1, q2, args.double_average)  # (B, A), from before the critics' step
     policy_loss = actor_loss(log_pi, q, alpha, batch.old_entropies, beta)
-    actor_grad_norm = descend(agent.actor_optimizer, policy_loss, args.max_grad_norm)
+    actor_gradients = torch.autograd.grad(policy_loss, [*agent.actor.head.parameters()])
 
     # Temperature
     entropy = entropy_of(log_pi.detach())  # (B,)
-    alpha_loss = torch.zeros_like(alpha)
+    alpha_loss, alpha_gradients = torch.zeros_like(alpha), ()
     if args.autotune:
-        target_entropy = args.target_entropy_scale * np.log(log_pi.shape[1])
+        target_entropy = args.target_entropy_scale * math.log(log_pi.shape[1])
         alpha_loss = temperature_loss(agent.log_alpha, entropy, target_entropy)
-        descend(agent.a_optimizer, alpha_loss, max_grad_norm=None)
-
-    # Targets: Q' <- Q' + share (Q - Q'), the share being tau, or 0 where no move is due
-    with torch.no_grad():
-        online = critic_parameters(agent.encoder, agent.qf1, agent.qf2)
-        target = critic_parameters(agent.encoder_target, agent.qf1_target, agent.qf2_target)
-        torch._foreach_lerp_(target, online, [agent.target_step] * len(target))
+        alpha_gradients = torch.autograd.grad(alpha_loss, [agent.log_alpha])
 
     metrics = {
         "losses/alpha": alpha,
@@ -677,12 +674,31 @@ def update(agent: Agent, batch: Batch, args: Args) -> dict[str, Tensor]:
             + clipped_fraction(q2_taken.detach(), q2_target, y, clip_range)
         )
         / 2,
-        "losses/critic_grad_norm": critic_grad_norm,
-        "losses/actor_grad_norm": actor_grad_norm,
+        "losses/critic_grad_norm": torch.nn.utils.get_total_norm(critic_gradients),
+        "losses/actor_grad_norm": torch.nn.utils.get_total_norm(actor_gradients),
         "policy/entropy": entropy.mean(),
         "policy/old_entropy": batch.old_entropies.mean(),
     }
     latch(agent.not_finite, torch.stack([*metrics.values()]).isfinite())
+    return critic_gradients, actor_gradients, alpha_gradients, metrics
+
+
+def update(agent: Agent, batch: Batch, args: Args, gradients: Callable = gradients) -> dict[str, Tensor]:
+    """One update of Algorithm 1 (Zhou et al. 2024): critics, actor, temperature, targets.
+
+    `gradients` may be that function in a compiled form. Returns its metrics; nothing here waits for the device.
+    """
+    critic_gradients, actor_gradients, alpha_gradients, metrics = gradients(agent, batch, args)
+    descend(agent.q_optimizer, critic_gradients, args.max_grad_norm, metrics["losses/critic_grad_norm"])
+    descend(agent.actor_optimizer, actor_gradients, args.max_grad_norm, metrics["losses/actor_grad_norm"])
+    if args.autotune:
+        descend(agent.a_optimizer, alpha_gradients)
+
+    # Targets: Q' <- Q' + share (Q - Q'), the share being tau, or 0 where no move is due
+    with torch.no_grad():
+        online = critic_parameters(agent.encoder, agent.qf1, agent.qf2)
+        target = critic_parameters(agent.encoder_target, agent.qf1_target, agent.qf2_target)
+        torch._foreach_lerp_(target, online, [agent.target_step] * len(target))
     return metrics
 
 
@@ -698,6 +714,7 @@ class Updater:
 
     def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args):
         self.agent, self.buffer, self.args = agent, buffer, args
+        self.gradients = compiled(gradients) if args.compile else gradients
         self.captures = buffer.device.type == "cuda"
         self.stream = torch.cuda.Stream() if self.captures else None
         self.calls, self.graph, self.picked, self.metrics = 0, None, None, {}
@@ -721,7 +738,7 @@ class Updater:
         return self.metrics
 
     def run(self) -> None:
-        self.metrics = update(self.agent, self.buffer.batch(*self.picked), self.args)
+        self.metrics = update(self.agent, self.buffer.batch(*self.picked), self.args, self.gradients)
 
     def run_aside(self) -> None:
         """`run` on the stream that it is captured on later, as it must have been."""
@@ -744,16 +761,32 @@ class Updater:
             tqdm.write(f"no CUDA graph, so updates are slower: {cause}")
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float | None) -> Tensor:
-    """One step down the gradient of `loss`; returns its norm, before clipping, over all of the parameters."""
-    optimizer.zero_grad()
-    loss.backward()
+def compiled(function: Callable) -> Callable:
+    """`function` by torch.compile, the gradients that it takes included; as it is where that fails."""
+    torch._dynamo.config.trace_autograd_ops = True
+    fast = torch.compile(function, fullgraph=True)
+
+    def call(*args):
+        nonlocal fast
+        try:
+            return fast(*args)
+        except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, say
+            fast = function
+            tqdm.write(f"not compiled, so updates are slower: {str(error).strip().partition(chr(10))[0]}")
+            return function(*args)
+
+    return call
+
+
+def descend(optimizer: torch.optim.Optimizer, gradients: tuple, max_norm: float | None = None, norm=None) -> None:
+    """One step down `gradients`, which are of norm `norm`, scaled down to `max_norm` where that is given and less."""
     parameters = optimizer.param_groups[0]["params"]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-    if max_grad_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        same = gradient.stride() == parameter.stride()  # fused Adam walks through both as they lie in memory
+        parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     optimizer.step()
-    return norm
 
 
 def latch(not_finite: Tensor, finite: Tensor) -> None:

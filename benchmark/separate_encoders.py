@@ -17,7 +17,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import sdsac_atari as script
 
-shared_agent, descend = script.make_agent, script.descend
+shared_agent = script.make_agent
 
 
 def make_agent(args, observation_shape, num_actions, device):
@@ -37,7 +37,14 @@ def make_agent(args, observation_shape, num_actions, device):
     return agent
 
 
-def update(agent, batch, args):
+def descend(optimizer, loss, max_grad_norm):
+    gradients = torch.autograd.grad(loss, optimizer.param_groups[0]["params"])
+    norm = torch.nn.utils.get_total_norm(gradients)
+    script.descend(optimizer, gradients, max_grad_norm, norm)
+    return norm
+
+
+def update(agent, batch, args, gradients):
     """The script's `update`, every network called whole."""
     clip_range = args.clip_range if args.q_clip else None
     beta = args.beta if args.entropy_penalty else 0.0

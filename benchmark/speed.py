@@ -29,6 +29,7 @@ from matplotlib import pyplot as plt
 HERE = Path(__file__).parent
 CONTESTANTS = {  # name: the virtual environment, None for this one
     "this project": None,
+    "with --compile": None,
     "plain form": None,  # this project with the update of plain.py
     "cleanrl": "cleanrl",
     "sb3-soft": "sb3",
@@ -36,10 +37,13 @@ CONTESTANTS = {  # name: the virtual environment, None for this one
     "tianshou": "tianshou",
 }
 TASKS = {
-    "classic": ("CartPole-v1, batch 256, one update per step", ["this project", "sb3-soft", "tianshou", "sb3-dqn"]),
+    "classic": (
+        "CartPole-v1, batch 256, one update per step",
+        ["this project", "with --compile", "sb3-soft", "tianshou", "sb3-dqn"],
+    ),
     "atari": (
         "Breakout, batch 64, one update per 4 steps",
-        ["this project", "plain form", "cleanrl", "sb3-soft", "sb3-dqn"],
+        ["this project", "with --compile", "plain form", "cleanrl", "sb3-soft", "sb3-dqn"],
     ),
 }
 TITLES = {"steps_per_s": "steps/s", "updates_per_s": "updates/s", "startup_s": "start-up s", "peak_mb": "peak MB"}
@@ -87,7 +91,7 @@ def chart(rows: list[dict], args: Args, caption: str) -> None:
         names = [name for name in names if any((row["task"], row["name"]) == (task, name) for row in rows)]
         for k, name in enumerate(reversed(names)):
             values = [row["steps_per_s"] for row in rows if (row["task"], row["name"]) == (task, name)]
-            axis.barh(k, median(values), color="0.35" if name == "this project" else "0.75")
+            axis.barh(k, median(values), color="0.35" if name in ("this project", "with --compile") else "0.75")
             axis.plot(values, [k] * len(values), "k|", markersize=10)
             axis.text(max(values), k, f" {median(values):.0f}", va="center")
         axis.set_yticks(range(len(names)), reversed(names))
@@ -116,14 +120,16 @@ def main(args: Args) -> None:
             for name in names:
                 figures = measure(pythons[name], name, task, args)
                 rows.append({"task": task, "round": number, "name": name, "threads": args.threads} | figures)
-        print(f"\n{title}\n{'':14}" + "".join(f"{unit:>12}" for unit in TITLES.values()) + f"{'ratio, each round':>24}")
-        ours = [row["steps_per_s"] for row in rows if (row["task"], row["name"]) == (task, "this project")]
-        for name in names:
-            mine = [row for row in rows if (row["task"], row["name"]) == (task, name)]
-            ratios = " ".join(f"{a / row['steps_per_s']:7.2f}" for a, row in zip(ours, mine, strict=True))
-            print(
-                f"{name:14}" + "".join(f"{median(row[key] for row in mine):12.1f}" for key in TITLES) + f"{ratios:>24}"
-            )
+        heads = "".join(f"{unit:>12}" for unit in TITLES.values())
+        print(f"\n{title}\n{'':14}{heads}{'ratios, each round':>24}{'of --compile':>24}")
+        measured = {name: [row for row in rows if (row["task"], row["name"]) == (task, name)] for name in names}
+        for name, theirs in measured.items():
+            line = f"{name:14}" + "".join(f"{median(row[key] for row in theirs):12.1f}" for key in TITLES)
+            for form in ("this project", "with --compile"):
+                pairs = zip(measured[form], theirs, strict=True)
+                ratios = " ".join(f"{ours['steps_per_s'] / row['steps_per_s']:7.2f}" for ours, row in pairs)
+                line += f"{ratios:>24}"
+            print(line)
     with (args.results / "speed.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

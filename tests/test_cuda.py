@@ -14,6 +14,9 @@ import sdsac_classic
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 PATHS = pytest.mark.parametrize("captures", [True, False], ids=["graph", "plain"])
+FORMS = pytest.mark.parametrize(
+    ("captures", "compile"), [(True, False), (False, False), (True, True)], ids=["graph", "plain", "compiled graph"]
+)
 NETWORKS = ("encoder", "actor", "qf1", "qf2", "encoder_target", "qf1_target", "qf2_target")
 
 
@@ -71,11 +74,11 @@ def warmed_up(updater):
 
 
 @SCRIPTS
-@PATHS
-def test_one_update_is_that_of_the_cpu(script, captures):
+@FORMS
+def test_one_update_is_that_of_the_cpu(script, captures, compile):
     flags = {"clip_range": 0.1, "max_grad_norm": 0.01}  # both cut in
     cpu = warmed_up(make_updater(script, "cpu", **flags))
-    gpu = warmed_up(make_updater(script, "cuda", captures, **flags))
+    gpu = warmed_up(make_updater(script, "cuda", captures, compile=compile, **flags))
     for ours, theirs in zip(state_of(gpu.agent), state_of(cpu.agent), strict=True):
         ours.data.copy_(theirs)  # in place, for a graph knows addresses only
     before = weights(cpu.agent)
@@ -93,9 +96,10 @@ def test_one_update_is_that_of_the_cpu(script, captures):
 
 
 @SCRIPTS
-@PATHS
-def test_curves_of_200_updates_lie_on_those_of_the_cpu(script, captures):
-    cpu, gpu = make_updater(script, "cpu", batch_size=8), make_updater(script, "cuda", captures, batch_size=8)
+@FORMS
+def test_curves_of_200_updates_lie_on_those_of_the_cpu(script, captures, compile):
+    cpu = make_updater(script, "cpu", batch_size=8)
+    gpu = make_updater(script, "cuda", captures, batch_size=8, compile=compile)
     curves = [[], []]
     for call in range(200):
         for updater, rows in zip((cpu, gpu), curves, strict=True):

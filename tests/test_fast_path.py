@@ -1,6 +1,7 @@
 """The shipped update against the same algorithm written plainly (benchmark/plain.py), in float32 and bfloat16."""
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -113,6 +114,39 @@ def distances(script):
 @pytest.mark.parametrize(("script", "limit"), [(sdsac_classic, 1e-3), (sdsac_atari, 0.15)])
 def test_curves_of_200_updates_lie_together(script, limit):
     assert distances(script).max() < limit
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiled_updates_are_the_plain_ones(capsys):
+    """The first one, in which Q-clip and the clipping of gradients cut in, and 200 from there."""
+    args, agent, plain = pair(sdsac_classic, moved_targets=True)
+    fast = sdsac_classic.compiled(sdsac_classic.gradients)
+    rows = []
+    for batch in make_batches(sdsac_classic, 200, 64):
+        metrics = sdsac_classic.update(agent, batch, args, fast)
+        expected = plain_update(sdsac_classic, plain, batch, args)
+        rows.append([[float(metrics[tag]) for tag in expected], [float(x) for x in expected.values()]])
+        if len(rows) == 1:
+            assert 0.05 < metrics["losses/q_clip_fraction"] < 0.9
+            np.testing.assert_allclose(*rows[0], rtol=1e-5, atol=1e-6)
+    compiled, plainer = np.array(rows).transpose(1, 2, 0)
+    assert (np.abs(compiled - plainer).mean(1) < 1e-3 * plainer.std(1)).all()
+    assert "not compiled" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys):
+    def failing(function, fullgraph):
+        def fail(*args):
+            raise torch._dynamo.exc.TorchDynamoException("no compiler\nand much more")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", failing)
+    double = sdsac_classic.compiled(lambda x: 2 * x)
+    assert [double(1), double(2)] == [2, 4]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("not compiled, so updates are slower: ")
+    assert "much more" not in line
 
 
 @pytest.mark.skipif(not sdsac_atari.CPU_BF16, reason="200 updates take a minute where bfloat16 is emulated")

@@ -230,7 +230,7 @@ def watch_the_schedule(script, args):
         add(self, observations, actions, rewards, terminated, truncated, entropies, resets)
         steps.append(steps[-1] + int((~resets).sum()))
 
-    def update(agent, batch, args):
+    def update(agent, batch, args, gradients):
         assert len(batch.actions) == args.batch_size
         optimizers = agent.actor_optimizer, agent.q_optimizer, agent.a_optimizer
         rates = [optimizer.param_groups[0]["lr"].item() for optimizer in optimizers]
@@ -536,8 +536,8 @@ def test_return_probe_follows_the_share_of_steps_it_is_told(script, monkeypatch)
 
 SHARED = [
     *("Batch", "Agent", "soft_value", "average_or_min", "critic_loss", "clipped_fraction", "actor_loss"),
-    *("entropy_penalty", "entropy_of", "temperature_loss", "make_agent", "critic_parameters", "update", "descend"),
-    "act",
+    *("entropy_penalty", "entropy_of", "temperature_loss", "make_agent", "critic_parameters", "gradients", "update"),
+    *("compiled", "descend", "act"),
     *("ReturnProbe", "agent_state", "load_agent", "set_schedules", "make_run_dir", "make_writer", "refuse"),
     *("write_file", "keep_only", "save_checkpoint", "load_checkpoint", "saved_args", "read_args", "StopSignals"),
     *(
