@@ -1,4 +1,5 @@
-"""sdsac_atari.py on a GPU: speed by number of environments, with the CUDA graph and without, and where the time goes.
+"""sdsac_atari.py on a GPU: speed by number of environments, with the CUDA graph and without, and with --compile for the
+default; where the time goes.
 
 python benchmark/gpu.py                    a table and benchmark/results/speed/gpu.csv, some minutes a round
 
@@ -33,10 +34,12 @@ class Setting:
     num_envs: int
     update_frequency: int
     graph: bool
+    compile: bool = False
     threads: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 SETTINGS = [Setting(num_envs, 4, graph) for num_envs in (4, 8, 16, 32) for graph in (True, False)]
+SETTINGS += [Setting(8, 4, True, compile=True)]
 SETTINGS += [Setting(10, 10, graph) for graph in (True, False)]
 COLUMNS = {  # of the table; times are milliseconds per update
     "steps_per_s": "steps/s",
@@ -125,6 +128,7 @@ def measure_here(setting: Setting) -> None:
             update_frequency=setting.update_frequency,
             buffer_size=100_000,
             learning_starts=2_000,
+            compile=setting.compile,
         )
     )
 
@@ -141,7 +145,7 @@ def count_kernels(run) -> int:
 def measure(setting: Setting) -> dict:
     """The figures of one setting, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, "--here", json.dumps(asdict(setting))], capture_output=True, text=True, timeout=300
+        [sys.executable, __file__, "--here", json.dumps(asdict(setting))], capture_output=True, text=True, timeout=400
     )
     if done.returncode:
         raise RuntimeError(f"{setting}: {done.stdout[-500:]}\n{done.stderr[-2000:]}")
@@ -158,7 +162,10 @@ def main(args: Args) -> None:
     if not torch.cuda.is_available():
         sys.exit("no CUDA GPU here")
     print(f"{torch.cuda.get_device_name()}, {SETTINGS[0].threads} CPU threads, torch {torch.__version__}")
-    print(f"{'environments':>12}{'per update':>12}{'graph':>7}" + "".join(f"{title:>11}" for title in COLUMNS.values()))
+    print(
+        f"{'environments':>12}{'per update':>12}{'graph':>7}{'compiled':>9}"
+        + "".join(f"{title:>11}" for title in COLUMNS.values())
+    )
     measured = defaultdict(list)
     for _ in range(args.rounds):
         rows = []
@@ -166,9 +173,9 @@ def main(args: Args) -> None:
             measured[k].append(measure(setting))
             row = {name: middle([figures[name] for figures in measured[k]]) for name in COLUMNS}
             rows.append({"device": torch.cuda.get_device_name(), "torch": torch.__version__} | asdict(setting) | row)
-            graph = "yes" if setting.graph else "no"
+            graph, compiled = ("yes" if on else "no" for on in (setting.graph, setting.compile))
             values = "".join(f"{'' if value is None else f'{value:,.3f}':>11}" for value in row.values())
-            print(f"{setting.num_envs:12}{setting.update_frequency:12}{graph:>7}{values}", flush=True)
+            print(f"{setting.num_envs:12}{setting.update_frequency:12}{graph:>7}{compiled:>9}{values}", flush=True)
         with (HERE / "results" / "speed" / "gpu.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
