@@ -613,9 +613,11 @@ def critic_parameters(encoder: Encoder, qf1: SoftQNetwork, qf2: SoftQNetwork) ->
 
 
 def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tuple, dict[str, Tensor]]:
-    """The losses of Algorithm 1 (Zhou et al. 2024), all of them at the agent's weights, and what follows from them: the
-    gradients of the critics, the actor and the temperature, each in the order of its optimiser's parameters, and the
-    metrics, by TensorBoard tag, as 0-d tensors on the agent's device.
+    """The losses of Algorithm 1 (Zhou et al. 2024), all of them at the agent's weights, and their gradients.
+
+    Returns those of the critics, the actor and the temperature (none if it is fixed), each in the order of its
+    optimiser's parameters, and the metrics, by TensorBoard tag, as 0-d tensors on the agent's device. Notes in
+    `agent.not_finite` whether these are finite.
     """
     clip_range = args.clip_range if args.q_clip else None
     beta = args.beta if args.entropy_penalty else 0.0
@@ -683,12 +685,12 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
     return critic_gradients, actor_gradients, alpha_gradients, metrics
 
 
-def update(agent: Agent, batch: Batch, args: Args, gradients: Callable = gradients) -> dict[str, Tensor]:
+def update(agent: Agent, batch: Batch, args: Args, compute: Callable = gradients) -> dict[str, Tensor]:
     """One update of Algorithm 1 (Zhou et al. 2024): critics, actor, temperature, targets.
 
-    `gradients` may be that function in a compiled form. Returns its metrics; nothing here waits for the device.
+    `compute` is `gradients` or its compiled form. Returns the metrics; nothing here waits for the device.
     """
-    critic_gradients, actor_gradients, alpha_gradients, metrics = gradients(agent, batch, args)
+    critic_gradients, actor_gradients, alpha_gradients, metrics = compute(agent, batch, args)
     descend(agent.q_optimizer, critic_gradients, args.max_grad_norm, metrics["losses/critic_grad_norm"])
     descend(agent.actor_optimizer, actor_gradients, args.max_grad_norm, metrics["losses/actor_grad_norm"])
     if args.autotune:
@@ -714,7 +716,7 @@ class Updater:
 
     def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args):
         self.agent, self.buffer, self.args = agent, buffer, args
-        self.gradients = compiled(gradients) if args.compile else gradients
+        self.compute = compiled(gradients) if args.compile else gradients
         self.captures = buffer.device.type == "cuda"
         self.stream = torch.cuda.Stream() if self.captures else None
         self.calls, self.graph, self.picked, self.metrics = 0, None, None, {}
@@ -738,7 +740,7 @@ class Updater:
         return self.metrics
 
     def run(self) -> None:
-        self.metrics = update(self.agent, self.buffer.batch(*self.picked), self.args, self.gradients)
+        self.metrics = update(self.agent, self.buffer.batch(*self.picked), self.args, self.compute)
 
     def run_aside(self) -> None:
         """`run` on the stream that it is captured on later, as it must have been."""
@@ -764,13 +766,14 @@ class Updater:
 def compiled(function: Callable) -> Callable:
     """`function` by torch.compile, the gradients that it takes included; as it is where that fails."""
     torch._dynamo.config.trace_autograd_ops = True
-    fast = torch.compile(function, fullgraph=True)
+    fast = None
 
     def call(*args):
         nonlocal fast
         try:
+            fast = fast or torch.compile(function, fullgraph=True)
             return fast(*args)
-        except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, say
+        except Exception as error:  # no C++ compiler, say; what is wrong with `function` itself, it raises again
             fast = function
             tqdm.write(f"not compiled, so updates are slower: {str(error).strip().partition(chr(10))[0]}")
             return function(*args)
@@ -1028,7 +1031,7 @@ def read_args(command: list[str] | None = None) -> Args:
         refuse(f"--evaluate {args.evaluate}: not together with --resume, which trains")
     if args.resume:
         given, file = f"--resume {args.resume}", args.resume / "checkpoint.pt"
-        free = ("resume", "total_timesteps", "cuda", "track", "wandb_project_name", "wandb_entity")
+        free = ("resume", "total_timesteps", "cuda", "compile", "track", "wandb_project_name", "wandb_entity")
     elif args.evaluate:
         given, file = f"--evaluate {args.evaluate}", agent_file(args.evaluate)
         free = ("evaluate", "eval_episodes", "capture_video", "cuda", "seed", "track")

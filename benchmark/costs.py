@@ -136,10 +136,8 @@ def measure_here(setting: Setting) -> None:
     clock.wrap(script, "update", "forward")
     for name in ("add", "pick", "batch"):
         clock.wrap(script.ReplayBuffer, name, "buffer")
-    clock.wrap(torch.Tensor, "backward", "backward")
     clock.wrap(torch.autograd, "grad", "backward")
     clock.wrap(torch.optim.Adam, "step", "optimiser")
-    clock.wrap(torch.optim.Adam, "zero_grad", "optimiser")
     clock.wrap(torch, "_foreach_lerp_", "target")
     clock.wrap(torch.Tensor, "lerp_", "target")
     clock.wrap(script.SummaryWriter, "add_scalar", "logging")

@@ -88,7 +88,7 @@ def install(script: ModuleType) -> None:
     """
     script.CPU_BF16, copies = False, {}
 
-    def update(agent, batch, args, gradients):
+    def update(agent, batch, args, compute):
         if not copies:
             copies["agent"] = PlainAgent(agent, args, separate=True)
         return plain_update(script, copies["agent"], batch, args)

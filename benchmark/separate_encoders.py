@@ -3,8 +3,8 @@ place of the one that the script's networks share.
 
     python benchmark/separate_encoders.py --env-id PongNoFrameskip-v4 --total-timesteps 150000 --seed 3
 
-Takes the script's flags. The actor's loss trains the actor's own encoder here; all else is as in the script, precision
-and memory layout included.
+Takes the script's flags; --compile does nothing here. The actor's loss trains the actor's own encoder; all else is as
+in the script, precision and memory layout included.
 """
 
 import copy
@@ -44,7 +44,7 @@ def descend(optimizer, loss, max_grad_norm):
     return norm
 
 
-def update(agent, batch, args, gradients):
+def update(agent, batch, args, compute):
     """The script's `update`, every network called whole."""
     clip_range = args.clip_range if args.q_clip else None
     beta = args.beta if args.entropy_penalty else 0.0

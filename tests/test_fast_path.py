@@ -118,7 +118,7 @@ def test_curves_of_200_updates_lie_together(script, limit):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_compiled_updates_are_the_plain_ones(capsys):
-    """The first one, in which Q-clip and the clipping of gradients cut in, and 200 from there."""
+    """The first one, in which Q-clip cuts in, and 200 from there."""
     args, agent, plain = pair(sdsac_classic, moved_targets=True)
     fast = sdsac_classic.compiled(sdsac_classic.gradients)
     rows = []

@@ -387,10 +387,10 @@ def test_what_is_not_finite_stops_the_run(script, quantity, damage, monkeypatch,
     update, calls = script.update, itertools.count(1)
     monkeypatch.setattr(script, "LOG_FREQUENCY", 100)
 
-    def damaged(agent, batch, args, gradients):
+    def damaged(agent, batch, args, compute):
         if next(calls) == 41:
             damage(agent, batch)
-        return update(agent, batch, args, gradients)
+        return update(agent, batch, args, compute)
 
     monkeypatch.setattr(script, "update", damaged)
     with pytest.raises(SystemExit) as stop:

@@ -230,7 +230,7 @@ def watch_the_schedule(script, args):
         add(self, observations, actions, rewards, terminated, truncated, entropies, resets)
         steps.append(steps[-1] + int((~resets).sum()))
 
-    def update(agent, batch, args, gradients):
+    def update(agent, batch, args, compute):
         assert len(batch.actions) == args.batch_size
         optimizers = agent.actor_optimizer, agent.q_optimizer, agent.a_optimizer
         rates = [optimizer.param_groups[0]["lr"].item() for optimizer in optimizers]
@@ -529,6 +529,25 @@ def test_return_probe_follows_the_share_of_steps_it_is_told(script, monkeypatch)
     assert pairs(0.0) == 0
     assert pairs(1.0) == 1_000
     assert abs(pairs(0.1) - 100) < 4 * math.sqrt(1_000 * 0.1 * 0.9)
+
+
+@both_scripts
+def test_compile_hands_the_gradients_of_every_update_to_the_compiled_form(script, monkeypatch):
+    calls, update = {"update": 0, "compiled": 0}, script.update
+
+    def count(name, function):
+        def counted(*args):
+            calls[name] += 1
+            return function(*args)
+
+        return counted
+
+    monkeypatch.setattr(script, "update", count("update", update))
+    monkeypatch.setattr(script, "compiled", lambda function: count("compiled", function))
+    script.train(tiny_args(script))
+    assert calls["compiled"] == 0
+    script.train(tiny_args(script, compile=True))
+    assert 2 * calls["compiled"] == calls["update"] > 0
 
 
 # ----------------------------------------------------------------------------------------------------------------------

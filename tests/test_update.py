@@ -383,6 +383,19 @@ def test_gradient_norm_is_clipped_over_both_critics_and_over_the_actor_apart(sds
     assert torch.equal(gradient(0.01, "log_alpha"), gradient(None, "log_alpha"))
 
 
+@BOTH
+def test_a_gradient_may_lie_in_memory_in_another_order_than_its_parameter(sdsac):
+    weights, gradient = torch.randn(2, 3, 5), torch.randn(2, 5, 3).transpose(1, 2)
+    stepped = []
+    for same in (gradient, gradient.contiguous()):
+        parameter = torch.nn.Parameter(weights.clone())
+        optimizer = torch.optim.Adam([parameter], lr=torch.tensor(0.1), eps=0.1, fused=True, capturable=True)
+        sdsac.descend(optimizer, (same,))
+        stepped.append(parameter.detach())
+    assert torch.equal(*stepped)
+    assert not torch.equal(stepped[0], weights)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Isolation: what moves what
 
