@@ -103,7 +103,7 @@ class Args:
     """capacity of the replay buffer in transitions, summed over the environments"""
     gamma: float = 0.99
     """the discount factor"""
-    n_step: int = 3
+    n_step: int = 5
     """steps of reward before the bootstrap; entropy enters only at the bootstrap, so n also scales its weight"""
     tau: float = 0.05
     """the share of the critics that flows into their targets at each target update"""
