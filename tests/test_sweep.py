@@ -154,7 +154,14 @@ def test_two_launchers_run_every_cell_once(sweep, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("classic", 7 * 6 * 5), ("ablation", 75), ("sensitivity", 48), ("atari_study", 18), ("atari57", 285)],
+    [
+        ("classic", 7 * 6 * 5),
+        ("ablation", 75),
+        ("sensitivity", 48),
+        ("tuning", 180),
+        ("atari_study", 18),
+        ("atari57", 285),
+    ],
 )
 def test_cells_of_the_sweeps(name, count, sweep, tmp_path):
     text = (ROOT / "benchmark" / "sweeps" / f"{name}.toml").read_text()
