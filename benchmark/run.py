@@ -264,6 +264,7 @@ class Launcher:
         """Time left: the agent steps to go at the rate so far, whatever the cells; a failed cell's are not to go."""
         cells = [cell for cell in self.cells if cell not in self.failed]
         self.bar.total, self.bar.n = sum(cell.total_timesteps for cell in cells), sum(cell.steps() for cell in cells)
+        self.bar.initial = min(self.bar.initial, self.bar.n)  # a cell without a checkpoint has begun afresh
         failed = f", {len(self.failed)} failed" if self.failed else ""
         self.bar.set_description_str(
             f"{self.finished} of {len(self.cells)} cells done, {len(self.running)} running{failed}", refresh=False

@@ -1,6 +1,7 @@
 """Sweeps on tiny runs: every cell once, whatever is killed in between."""
 
 import argparse
+import io
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import peers
@@ -142,6 +144,19 @@ def test_a_signal_to_the_launcher_stops_the_scripts_at_a_checkpoint(sweep, tmp_p
     assert "SIGTERM: stopped at step" in next(tmp_path.glob("tiny/*/log.txt")).read_text()
     _, output = finish(sweep(LONG, "--dry-run"))
     assert re.match(r"resumable +[1-9][\d,]* of +3,000 steps", output)
+
+
+def test_time_left_where_a_cell_begins_afresh(monkeypatch):
+    """A log said 40 of 100 steps and left no checkpoint. Afresh, its cell comes to 10, then to 20, in 5 seconds."""
+    steps = iter([40, 10, 20])
+    cell = SimpleNamespace(total_timesteps=100, steps=lambda: next(steps))
+    launcher = run.Launcher([cell], 1, 1)
+    launcher.bar = run.tqdm(initial=cell.steps(), total=100, bar_format=run.LINES, file=io.StringIO())
+    monkeypatch.setattr(launcher.bar, "_time", lambda: launcher.bar.start_t + 5)
+    launcher.describe()
+    assert str(launcher.bar).endswith("10% of the steps, ? left\n")
+    launcher.describe()
+    assert str(launcher.bar).endswith("20% of the steps, 00:40 left\n")
 
 
 def test_two_launchers_run_every_cell_once(sweep, tmp_path):
