@@ -234,16 +234,30 @@ def test_a_signal_is_obeyed_wherever_it_comes(script, where, monkeypatch, capsys
 
 def wait_in_the_update(directory):
     os.chdir(directory)
-    sdsac_classic.update = lambda *rest: (Path("updating").touch(), time.sleep(60))
+
+    def wait(*rest):
+        Path("updating").touch()
+        for _ in range(6_000):  # in short sleeps: a signal that another thread is given does not end a long one
+            if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+                Path("noted").touch()
+            time.sleep(0.01)
+
+    sdsac_classic.update = wait
     sdsac_classic.main(["--num-envs=1"])
 
 
 def test_a_second_sigint_ends_the_program_at_once(forkserver, tmp_path):
     process = forkserver.Process(target=wait_in_the_update, args=(tmp_path,))
     process.start()
-    while not Path("updating").exists():
-        time.sleep(0.01)
+
+    def wait_for(name):
+        while not Path(name).exists():
+            assert process.exitcode is None, name
+            time.sleep(0.01)
+
+    wait_for("updating")
     os.kill(process.pid, signal.SIGINT)
+    wait_for("noted")  # two signals that come before the handler runs are one to it
     process.join(0.5)
     assert process.exitcode is None  # the update goes on
     os.kill(process.pid, signal.SIGINT)
