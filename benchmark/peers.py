@@ -4,7 +4,7 @@
 
 Each peer trains with its own loop, in environments that count its steps, write what this project's scripts write
 (charts/episodic_return, charts/episodic_length, eval/episodic_return) and end the run at the budget. Settings are those
-that the peer's authors publish for the environment, or else the library's defaults.
+that the peer's authors publish for the environment, or else the library's defaults. Atari is for sb3-dqn alone.
 """
 
 import argparse
@@ -21,7 +21,14 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+with suppress(ImportError):  # not in Tianshou's virtual environment
+    import ale_py
+    from ale_py.vector_env import AtariVectorEnv
+
+    gym.register_envs(ale_py)
+
 EVALUATION_LIMIT = 1_000  # steps of an episode in evaluation where the environment sets no limit
+GREEDY_EPSILON = 0.01  # of Atari evaluations, as in sdsac_atari.py
 LINES = {
     "mininterval": 30,
     "miniters": 1,
@@ -46,6 +53,11 @@ ZOO_DQN = {
     | {"exploration_fraction": 0.12, "exploration_final_eps": 0.1},
 }
 ZOO_DQN["LunarLander-v3"] = ZOO_DQN["Acrobot-v1"]
+ZOO_DQN_ATARI = (
+    {"learning_rate": 1e-4, "batch_size": 32, "learning_starts": 100_000, "buffer_size": 100_000}
+    | {"target_update_interval": 1000, "train_freq": 4, "gradient_steps": 1}
+    | {"exploration_fraction": 0.1, "exploration_final_eps": 0.01}
+)
 ZOO_PPO = {
     "CartPole-v1": {"n_envs": 8, "n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20}
     | {"ent_coef": 0.0, "learning_rate": lambda left: 1e-3 * left, "clip_range": lambda left: 0.2 * left},
@@ -62,9 +74,27 @@ class BudgetSpent(Exception):
     """Raised by an environment after the run's last step: what ends every library's loop at the same step."""
 
 
+def is_atari(env_id: str) -> bool:
+    return "game" in gym.spec(env_id).kwargs
+
+
 def make_env(env_id: str, limit: int | None = None) -> gym.Env:
-    env = gym.wrappers.FlattenObservation(gym.make(env_id, disable_env_checker=True, max_episode_steps=limit))
-    return gym.wrappers.DtypeObservation(env, np.float32)
+    """A vector of float32 per step; a game as it is, frame by frame."""
+    env = gym.make(env_id, disable_env_checker=True, max_episode_steps=limit)
+    if is_atari(env_id):
+        return env
+    return gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
+
+
+def make_evaluation_envs(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
+    """What the greedy policy plays; a game is played whole, for its raw score, as `sdsac_atari.evaluate` has it."""
+    spec = gym.spec(env_id)
+    if not is_atari(env_id):
+        limit = EVALUATION_LIMIT if spec.max_episode_steps is None else None
+        return gym.vector.SyncVectorEnv([lambda: make_env(env_id, limit)] * num_envs)
+    names = ("game", "max_num_frames_per_episode", "repeat_action_probability", "full_action_space")
+    settings = {name: spec.kwargs[name] for name in names}
+    return AtariVectorEnv(num_envs=num_envs, reward_clipping=False, **settings)
 
 
 class Run:
@@ -78,9 +108,9 @@ class Run:
         self.bar = tqdm(total=args.total_timesteps, unit=" steps", **LINES)
         self.greedy: Callable[[np.ndarray], np.ndarray] = None  # observations (N, D) -> actions (N,); set by the peer
 
-    def make_env(self) -> gym.Env:
-        """One of the training environments."""
-        return Counted(make_env(self.args.env_id), self)
+    def make_env(self, wrap: Callable[[gym.Env], gym.Env] = lambda env: env) -> gym.Env:
+        """One of the training environments. What `wrap` does to rewards and ends is left out of the returns."""
+        return Counted(wrap(gym.wrappers.RecordEpisodeStatistics(make_env(self.args.env_id))), self)
 
     def count(self) -> None:
         self.step += 1
@@ -95,14 +125,17 @@ class Run:
         """Returns of the greedy policy, in up to 10 fresh environments that each play their quota of the episodes."""
         num_envs = min(self.args.eval_episodes, 10)
         quota = np.array([len(part) for part in np.array_split(np.arange(self.args.eval_episodes), num_envs)])
-        limit = EVALUATION_LIMIT if gym.spec(self.args.env_id).max_episode_steps is None else None
-        envs = gym.vector.SyncVectorEnv([lambda: make_env(self.args.env_id, limit)] * num_envs)
+        envs = make_evaluation_envs(self.args.env_id, num_envs)
+        epsilon = GREEDY_EPSILON if is_atari(self.args.env_id) else 0.0
+        rng = np.random.default_rng(self.args.seed)
         seeds = np.random.SeedSequence((self.args.seed, 1)).generate_state(num_envs) & 0x7FFFFFFF
-        observations, _ = envs.reset(seed=seeds.tolist())
+        observations, _ = envs.reset(seed=seeds.astype(np.int64) if is_atari(self.args.env_id) else seeds.tolist())
         returns, played, sums = [], np.zeros(num_envs, int), np.zeros(num_envs)
         while (played < quota).any():
             with torch.no_grad():
                 actions = self.greedy(observations)
+            uniform = rng.integers(envs.single_action_space.n, size=num_envs)
+            actions = np.where(rng.random(num_envs) < epsilon, uniform, actions)
             observations, rewards, terminated, truncated, _ = envs.step(actions)
             sums += rewards  # the step that only resets, after each episode, has none
             for i in np.flatnonzero(terminated | truncated):
@@ -122,22 +155,19 @@ class Run:
 
 
 class Counted(gym.Wrapper):
-    """A training environment that reports its steps and episodes to the run."""
+    """A training environment that reports its steps and whole episodes to the run."""
 
     def __init__(self, env: gym.Env, run: Run):
         super().__init__(env)
-        self.run, self.sum, self.length = run, 0.0, 0
-
-    def reset(self, **kwargs):
-        self.sum, self.length = 0.0, 0
-        return self.env.reset(**kwargs)
+        self.run, self.length = run, 0
 
     def step(self, action):
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self.sum, self.length = self.sum + reward, self.length + 1
-        if terminated or truncated:
-            self.run.writer.add_scalar("charts/episodic_return", self.sum, self.run.step + 1)
+        self.length += 1
+        if "episode" in info:
+            self.run.writer.add_scalar("charts/episodic_return", info["episode"]["r"], self.run.step + 1)
             self.run.writer.add_scalar("charts/episodic_length", self.length, self.run.step + 1)
+            self.length = 0
         self.run.count()
         return observation, reward, terminated, truncated, info
 
@@ -148,14 +178,18 @@ class Counted(gym.Wrapper):
 
 def stable_baselines3(run: Run, algorithm, settings: dict) -> torch.nn.Module:
     """Trains and returns the policy. `settings` are the algorithm's, and the zoo's two."""
-    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+    from stable_baselines3.common.atari_wrappers import AtariWrapper
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-    settings = dict(settings)
-    envs = DummyVecEnv([run.make_env] * settings.pop("n_envs", 1))
+    settings, atari = dict(settings), is_atari(run.args.env_id)
+    make_env = partial(run.make_env, AtariWrapper) if atari else run.make_env
+    envs = DummyVecEnv([make_env] * settings.pop("n_envs", 1))
     normalize = settings.pop("normalize", False)
     if normalize:
         envs = VecNormalize(envs, gamma=settings["gamma"])
-    model = algorithm("MlpPolicy", envs, seed=run.args.seed, device="cpu", **settings)
+    if atari:
+        envs = VecFrameStack(envs, 4)
+    model = algorithm("CnnPolicy" if atari else "MlpPolicy", envs, seed=run.args.seed, device="cpu", **settings)
 
     def greedy(observations: np.ndarray) -> np.ndarray:
         return model.predict(envs.normalize_obs(observations) if normalize else observations, deterministic=True)[0]
@@ -175,7 +209,8 @@ def sb3_soft(run: Run) -> torch.nn.Module:
 def sb3_dqn(run: Run) -> torch.nn.Module:
     from stable_baselines3 import DQN
 
-    return stable_baselines3(run, DQN, {"buffer_size": run.args.total_timesteps} | ZOO_DQN.get(run.args.env_id, {}))
+    published = ZOO_DQN_ATARI if is_atari(run.args.env_id) else ZOO_DQN.get(run.args.env_id, {})
+    return stable_baselines3(run, DQN, {"buffer_size": run.args.total_timesteps} | published)
 
 
 def sb3_ppo(run: Run) -> torch.nn.Module:
@@ -283,6 +318,8 @@ def main() -> None:
     parser.add_argument("--eval-frequency", type=int)
     parser.add_argument("--eval-episodes", type=int, default=100)
     args = parser.parse_args()
+    if is_atari(args.env_id) and args.peer != "sb3-dqn":
+        parser.error(f"--env-id {args.env_id}: Atari is for sb3-dqn alone")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     run = Run(args)
     run.finish(PEERS[args.peer](run))

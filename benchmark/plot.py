@@ -40,8 +40,11 @@ METRICS = {
     "diagnostics/q_predicted": "q_predicted",
     "diagnostics/q_monte_carlo": "q_monte_carlo",
 }
-UNBINNED = ("eval_return", "last_20_episodes")
-MEASURES = {True: "last greedy evaluation", False: "last 20 training episodes"}  # what final_scores takes
+MEASURES = {  # what final_scores takes: the first that all runs of an environment have
+    "last_100_episodes": "last 100 training games",  # Atari only: what is usually reported there
+    "eval_return": "last greedy evaluation",
+    "last_20_episodes": "last 20 training episodes",
+}
 # Mean returns of uniformly random actions over 1,000 episodes that begin from the seeds 0 to 999: the score 0 of the
 # environments outside Atari; the score 1 is the reward threshold that Gymnasium states
 RANDOM_RETURNS = {
@@ -111,16 +114,17 @@ def to_budget(last: int) -> int:
     return int(float(f"{last:.3g}"))
 
 
-def summarize(points: pd.DataFrame, budget: int, bins: int) -> pd.DataFrame:
+def summarize(points: pd.DataFrame, budget: int, bins: int, lasts: tuple[int, ...] = (20,)) -> pd.DataFrame:
     """The CSV's rows of one run. Training returns and Q are means over `bins` bins of the `budget`, each named by its
-    right edge, which it includes; evaluations stay as they are; the last 20 training episodes become one row.
+    right edge, which it includes; evaluations stay as they are; the `lasts` last training episodes become a row each.
     """
     right = np.ceil(points["step"] * bins / budget).clip(1, bins) * budget / bins
     step = right.round().astype(int).where(points["metric"] != "eval_return", points["step"])
     rows = points.assign(step=step).groupby(["metric", "step"], as_index=False)
     rows = rows.agg(value=("value", "mean"), count=("count", "sum"))
-    last = points[points["metric"] == "episodic_return"].tail(20)
-    rows.loc[len(rows)] = ["last_20_episodes", last["step"].max(), last["value"].mean(), len(last)]
+    for number in lasts:
+        last = points[points["metric"] == "episodic_return"].tail(number)
+        rows.loc[len(rows)] = [f"last_{number}_episodes", last["step"].max(), last["value"].mean(), len(last)]
     return rows
 
 
@@ -139,14 +143,16 @@ def tidy(runs: dict[Cell, Path], earlier: dict[Cell, pd.DataFrame], bins: int) -
         budgets[env_id] = max(to_budget(last), budgets.get(env_id, 0))
     binned = defaultdict(set)  # right edges of the earlier rows' bins, which must be the new ones': as many, as wide
     for (env_id, *_), rows in earlier.items():
-        binned[env_id] |= set(rows.loc[~rows["metric"].isin(UNBINNED), "step"])
+        binned[env_id] |= set(rows.loc[~rows["metric"].isin(MEASURES), "step"])
     for env_id, steps in binned.items():
         width = budgets[env_id] / bins
         edges = {round(k * width) for k in range(bins + 1)}
         if not steps <= edges or np.diff(sorted({0, *steps})).min() > width + 1:
             sys.exit(f"the CSV's rows of {env_id} are not {bins} bins of {budgets[env_id]} steps")
     parts = [
-        summarize(points, budgets[env_id], bins).assign(env_id=env_id, variant=variant, seed=seed)
+        summarize(points, budgets[env_id], bins, (20, 100) if atari_scores(env_id) else (20,)).assign(
+            env_id=env_id, variant=variant, seed=seed
+        )
         for (env_id, variant, seed), (points, _) in logs.items()
     ]
     return pd.concat([*earlier.values(), *parts])[COLUMNS].sort_values(COLUMNS[:5])
@@ -173,14 +179,11 @@ def interval(values: np.ndarray) -> np.ndarray:
 
 
 def final_scores(data: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Per (env_id, variant, seed) its last evaluation, in environments all of whose runs have one, and the mean of the
-    last 20 training episodes in the others; and per env_id whether it is the evaluation.
-    """
-    last = data.groupby(["env_id", "variant", "seed", "metric"])["value"].last().unstack()
-    last = last.reindex(columns=["eval_return", "last_20_episodes"])
-    evaluated = last["eval_return"].notna().groupby("env_id").all()
-    use = evaluated.reindex(last.index, level="env_id")
-    return last["eval_return"].where(use, last["last_20_episodes"]), evaluated
+    """The score of each (env_id, variant, seed); and per env_id which of MEASURES that is."""
+    last = data.groupby(["env_id", "variant", "seed", "metric"])["value"].last().unstack().reindex(columns=[*MEASURES])
+    measures = last.notna().groupby("env_id").all().idxmax(axis=1)
+    chosen = [row[measures[env_id]] for (env_id, *_), row in last.iterrows()]
+    return pd.Series(chosen, last.index), measures
 
 
 def steps_to_threshold(data: pd.DataFrame) -> pd.Series:
@@ -204,12 +207,17 @@ def threshold(env_id: str) -> float | None:
     return gym.registry[env_id].reward_threshold if env_id in gym.registry else None
 
 
-def reference_returns(env_id: str) -> tuple[float, float] | None:
-    """The returns that normalised scores of 0 and 1 stand for: random and human (Atari) or random and threshold."""
+def atari_scores(env_id: str) -> tuple[float, float] | None:
+    """The scores of a random policy and of a human tester; None where this is no game of the Atari benchmark."""
     atari = pd.read_csv(ATARI_SCORES, comment="#", index_col="game")
     game = re.sub(r"^ALE-|(NoFrameskip|Deterministic)?-v\d+$", "", env_id)
-    if game in atari.index:
-        return atari.loc[game, "random"], atari.loc[game, "human"]
+    return (atari.loc[game, "random"], atari.loc[game, "human"]) if game in atari.index else None
+
+
+def reference_returns(env_id: str) -> tuple[float, float] | None:
+    """The returns that normalised scores of 0 and 1 stand for: random and human (Atari) or random and threshold."""
+    if scores := atari_scores(env_id):
+        return scores
     return (RANDOM_RETURNS[env_id], threshold(env_id)) if env_id in RANDOM_RETURNS else None
 
 
@@ -269,7 +277,7 @@ def table_head(variants: list[str]) -> list[str]:
 
 def markdown_table(data: pd.DataFrame, variants: list[str]) -> str:
     """Environments as rows, variants as columns, and a caption."""
-    scores, evaluated = final_scores(data)
+    scores, measures = final_scores(data)
     lines = table_head(variants)
     caption = ["Mean over seeds ± half the width of its 95% bootstrap interval; bold: the highest mean of the row."]
     for env_id, own in data.groupby("env_id"):
@@ -278,7 +286,7 @@ def markdown_table(data: pd.DataFrame, variants: list[str]) -> str:
         cells = [table_cell(values[variant], best) if variant in values else "" for variant in variants]
         lines.append(f"| {env_id} | {' | '.join(cells)} |")
         caption.append(
-            f"{env_id}: {to_budget(own['step'].max()):,} steps, {seeds_of(own)}, {MEASURES[evaluated[env_id]]}."
+            f"{env_id}: {to_budget(own['step'].max()):,} steps, {seeds_of(own)}, {MEASURES[measures[env_id]]}."
         )
     return "\n".join([*lines, "", *caption])
 
@@ -442,7 +450,7 @@ def draw(data: pd.DataFrame, name: str, variants: list[str]) -> None:
 
     if len(variants) == 1:
         return
-    scores, evaluated = final_scores(data)
+    scores, measures = final_scores(data)
     matrices, tasks, seeds = score_matrices(scores)
     if not seeds:
         print("No aggregates: no seed that all variants have in an environment whose scores can be normalised.")
@@ -453,7 +461,7 @@ def draw(data: pd.DataFrame, name: str, variants: list[str]) -> None:
     caption += f", without {', '.join(left_out)}; " if left_out else "; "
     caption += f"{count_of(seeds)}, common to all variants; "
     caption += "95% stratified bootstrap intervals; " if len(seeds) > 1 else ""
-    caption += "normalised score: " + " or ".join(sorted({MEASURES[one] for one in evaluated[tasks]}))
+    caption += "normalised score: " + " or ".join(sorted({MEASURES[one] for one in measures[tasks]}))
     caption += ", 0: random policy, 1: reward threshold (Atari: human)"
     draw_aggregates(matrices, styles, caption, RESULTS / f"{name}_aggregates.png")
     draw_profiles(matrices, styles, caption, RESULTS / f"{name}_profiles.png")

@@ -53,8 +53,23 @@ def test_bins_by_hand():
 
 def test_last_20_episodes_are_the_last_20():
     points = pd.DataFrame({"metric": "episodic_return", "step": range(1, 31), "value": range(30), "count": 1})
-    last = plot.summarize(points, budget=30, bins=2).iloc[-1]
-    assert (last["value"], last["count"]) == (np.mean(range(10, 30)), 20)
+    last = plot.summarize(points, budget=30, bins=2, lasts=(20, 100)).iloc[-2:]
+    assert last["metric"].tolist() == ["last_20_episodes", "last_100_episodes"]
+    assert last[["value", "count"]].values.tolist() == [[np.mean(range(10, 30)), 20], [np.mean(range(30)), 30]]
+
+
+def test_games_are_scored_by_the_last_100_in_training_where_all_runs_tell(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
+    for seed, variant in ((1, "ours"), (2, "ours"), (1, "peer")):
+        write_run(tmp_path, "PongNoFrameskip-v4", variant, seed, [-21] * 80 + [seed] * 40, evaluation=21)
+    plot.main(plot.Args("pong", runs=(tmp_path,), bins=5))
+    assert "| PongNoFrameskip-v4 | **-12.0 ± 0.2** | -12.2 |" in capsys.readouterr().out
+    data = pd.read_csv(plot.RESULTS / "pong.csv")
+    scores, measures = plot.final_scores(data)
+    assert (measures["PongNoFrameskip-v4"], scores["PongNoFrameskip-v4"]["ours"][1]) == ("last_100_episodes", -12.2)
+    without = data.drop(data.index[(data["metric"] == "last_100_episodes") & (data["variant"] == "peer")])
+    scores, measures = plot.final_scores(without)
+    assert (measures["PongNoFrameskip-v4"], scores["PongNoFrameskip-v4"]["ours"][1]) == ("eval_return", 21)
 
 
 def test_interval_is_that_of_the_mean(monkeypatch):

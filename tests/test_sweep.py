@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import peers
 import pytest
@@ -212,6 +214,39 @@ def test_peers_spend_their_budget_to_the_step_and_are_evaluated(tmp_path, monkey
     assert [event.step for event in events.Scalars("eval/episodic_return")] == [100, 200, 250]
     ends = [event.step for event in events.Scalars("charts/episodic_return")]
     assert ends == np.cumsum([event.value for event in events.Scalars("charts/episodic_length")]).tolist()
+
+
+def test_peers_are_scored_by_whole_games_of_atari_whatever_their_wrappers_make_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = {"env_id": "BreakoutNoFrameskip-v4", "exp_name": "peer", "seed": 1, "total_timesteps": 600}
+    peer = peers.Run(argparse.Namespace(**flags, eval_frequency=None, eval_episodes=3))
+    rng = np.random.default_rng(0)
+    peer.greedy = lambda observations: rng.integers(4, size=len(observations))
+
+    def wrap(env):  # as a library would: frames skipped, an episode per life, half the score
+        env = gym.wrappers.AtariPreprocessing(env, noop_max=0, terminal_on_life_loss=True)
+        return gym.wrappers.TransformReward(env, lambda reward: reward / 2)
+
+    env = peer.make_env(wrap)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    games, score, lives = [], 0.0, 0
+    with suppress(peers.BudgetSpent):
+        while True:
+            _, reward, terminated, _, _ = env.step(env.action_space.sample())
+            score, lives = score + 2 * reward, lives + terminated
+            if env.unwrapped.ale.game_over():
+                games, score = [*games, (peer.step, score)], 0.0
+                env.reset()
+    peer.writer.flush()
+    events = EventAccumulator(str(peer.run_dir)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("charts/episodic_return")] == games
+    lengths = [event.value for event in events.Scalars("charts/episodic_length")]
+    assert np.cumsum(lengths).tolist() == [step for step, _ in games]
+    assert max(score for _, score in games) > 0
+    assert lives >= 5 * len(games) >= 10
+    [evaluation] = events.Scalars("eval/episodic_return")
+    assert (evaluation.step, 0 < evaluation.value < 10) == (600, True)
 
 
 def test_filters_and_what_is_refused(sweep):
