@@ -282,7 +282,12 @@ class Encoder(nn.Module):
             nn.Flatten(),
             nn.Linear(64 * 7 * 7, self.num_features),
             nn.ReLU(),
-        ).to(memory_format=torch.channels_last)  # as `scale` lays out the pixels
+        )
+        for layer in self.network:  # from PyTorch's own start, a fortieth as sensitive to the frame, whole layers die
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.orthogonal_(layer.weight, math.sqrt(2))
+                nn.init.zeros_(layer.bias)
+        self.network.to(memory_format=torch.channels_last)  # as `scale` lays out the pixels
 
     @staticmethod
     def scale(observations: Tensor) -> Tensor:
