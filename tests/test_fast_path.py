@@ -92,9 +92,12 @@ def test_bfloat16_changes_losses_and_q_by_less_than_two_percent(bfloat16):
     for q, plain_q in ((agent.qf1, plain.qf1), (agent.qf2_target, plain.qf2_target)):
         with torch.no_grad():
             assert 0 < relative(q(batch.observations), plain_q(plainly(batch).observations)) < 0.02
+            scale = plain_q(plainly(batch).observations).square().mean().sqrt().item()
     metrics = sdsac_atari.update(agent, batch, args)
     for tag, value in plain_update(sdsac_atari, plain, plainly(batch), args).items():
-        torch.testing.assert_close(metrics[tag], value, rtol=0.02, atol=0, msg=tag)
+        signed = tag in ("losses/qf1_values", "losses/qf2_values", "losses/actor_loss")  # means over Q, nearly cancelling
+        tolerance = {"rtol": 0, "atol": 0.02 * scale} if signed else {"rtol": 0.02, "atol": 0}
+        torch.testing.assert_close(metrics[tag], value, **tolerance, msg=tag)
 
 
 def curves(script, args, agent, plain, batch_size, **compute):
