@@ -95,7 +95,7 @@ def test_bfloat16_changes_losses_and_q_by_less_than_two_percent(bfloat16):
             scale = plain_q(plainly(batch).observations).square().mean().sqrt().item()
     metrics = sdsac_atari.update(agent, batch, args)
     for tag, value in plain_update(sdsac_atari, plain, plainly(batch), args).items():
-        signed = tag in ("losses/qf1_values", "losses/qf2_values", "losses/actor_loss")  # means over Q, nearly cancelling
+        signed = tag in ("losses/qf1_values", "losses/qf2_values", "losses/actor_loss")  # means of Q cancel
         tolerance = {"rtol": 0, "atol": 0.02 * scale} if signed else {"rtol": 0.02, "atol": 0}
         torch.testing.assert_close(metrics[tag], value, **tolerance, msg=tag)
 
