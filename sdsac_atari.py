@@ -283,7 +283,7 @@ class Encoder(nn.Module):
             nn.Linear(64 * 7 * 7, self.num_features),
             nn.ReLU(),
         )
-        for layer in self.network:  # from PyTorch's own start, a fortieth as sensitive to the frame, whole layers die
+        for layer in self.network:  # PyTorch's own start is a 36th as sensitive to the frame: layers die of it
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.orthogonal_(layer.weight, math.sqrt(2))
                 nn.init.zeros_(layer.bias)
