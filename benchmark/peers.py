@@ -106,7 +106,7 @@ class Run:
         self.run_dir = Path("runs") / name
         self.writer = SummaryWriter(self.run_dir)
         self.bar = tqdm(total=args.total_timesteps, unit=" steps", **LINES)
-        self.greedy: Callable[[np.ndarray], np.ndarray] = None  # observations (N, D) -> actions (N,); set by the peer
+        self.greedy: Callable[[np.ndarray], np.ndarray] = None  # observations (N, ...) -> actions (N,); set by the peer
 
     def make_env(self, wrap: Callable[[gym.Env], gym.Env] = lambda env: env) -> gym.Env:
         """One of the training environments. What `wrap` does to rewards and ends is left out of the returns."""
