@@ -379,6 +379,11 @@ def draw_curves(
         title = f"{env_id}, {', '.join(styles)}" if len(styles) == 1 else env_id
         axis.set_title(textwrap.fill(f"{title}, {seeds_of(own)}", 52), fontsize="medium")
         axis.set(xlabel=f"agent steps (points: means over bins of {width:,.0f})", ylabel=ylabel)
+        magnitudes = own["value"].abs()
+        if magnitudes.max() > 1000 * magnitudes.median() > 0:  # one run that blew up would flatten all the others
+            linear = 10 ** math.ceil(math.log10(magnitudes.quantile(0.9)))
+            axis.set_yscale("symlog", linthresh=linear)
+            axis.set_ylabel(f"{ylabel}\n(logarithmic beyond ±{linear})")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.xaxis.set_major_locator(MaxNLocator(6))
         axis.grid(alpha=0.3)
