@@ -39,6 +39,8 @@ METRICS = {
     "eval/episodic_return": "eval_return",
     "diagnostics/q_predicted": "q_predicted",
     "diagnostics/q_monte_carlo": "q_monte_carlo",
+    "losses/alpha": "alpha",
+    "policy/entropy": "entropy",
 }
 MEASURES = {  # what final_scores takes: the first that all runs of an environment have
     "last_100_episodes": "last 100 training games",  # Atari only: what is usually reported there
@@ -115,8 +117,8 @@ def to_budget(last: int) -> int:
 
 
 def summarize(points: pd.DataFrame, budget: int, bins: int, lasts: tuple[int, ...] = (20,)) -> pd.DataFrame:
-    """The CSV's rows of one run. Training returns and Q are means over `bins` bins of the `budget`, each named by its
-    right edge, which it includes; evaluations stay as they are; the `lasts` last training episodes become a row each.
+    """The CSV's rows of one run. Evaluations stay as they are, all else is means over `bins` bins of the `budget`,
+    each named by its right edge, which it includes; the `lasts` last training episodes become a row each.
     """
     right = np.ceil(points["step"] * bins / budget).clip(1, bins) * budget / bins
     step = right.round().astype(int).where(points["metric"] != "eval_return", points["step"])
@@ -382,7 +384,7 @@ def draw_curves(
         magnitudes = own["value"].abs()
         if magnitudes.max() > 1000 * magnitudes.median() > 0:  # one run that blew up would flatten all the others
             linear = 10 ** math.ceil(math.log10(magnitudes.quantile(0.9)))
-            axis.set_yscale("symlog", linthresh=linear)
+            axis.set_yscale("symlog", linthresh=linear, linscale=3)
             axis.set_ylabel(f"{ylabel}\n(logarithmic beyond ±{linear})")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.xaxis.set_major_locator(MaxNLocator(6))
@@ -451,7 +453,8 @@ def draw(data: pd.DataFrame, name: str, variants: list[str]) -> None:
     if {"q_predicted", "q_monte_carlo"} <= set(pairs):
         bias = (pairs["q_predicted"] - pairs["q_monte_carlo"]).dropna().rename("value").reset_index()
         levels = dict.fromkeys(bias["env_id"].unique(), 0)
-        draw_curves(bias, styles, "Q predicted minus followed", RESULTS / f"{name}_bias.png", levels, "no bias")
+        label = "predicted Q minus the return that followed"
+        draw_curves(bias, styles, label, RESULTS / f"{name}_bias.png", levels, "no bias")
 
     if len(variants) == 1:
         return
