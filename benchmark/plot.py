@@ -382,7 +382,7 @@ def draw_curves(
         axis.set_title(textwrap.fill(f"{title}, {seeds_of(own)}", 52), fontsize="medium")
         axis.set(xlabel=f"agent steps (points: means over bins of {width:,.0f})", ylabel=ylabel)
         magnitudes = own["value"].abs()
-        if magnitudes.max() > 1000 * magnitudes.median() > 0:  # one run that blew up would flatten all the others
+        if magnitudes.max() > 1000 * magnitudes.median() > 0:  # a few values would flatten all the others
             linear = 10 ** math.ceil(math.log10(magnitudes.quantile(0.9)))
             axis.set_yscale("symlog", linthresh=linear, linscale=3)
             axis.set_ylabel(f"{ylabel}\n(logarithmic beyond ±{linear})")
