@@ -125,7 +125,7 @@ class Args:
     """agent steps between updates"""
     gradient_steps: int = 1
     """updates each time one is due; all of them move the targets, or none"""
-    policy_lr: float = 3e-4
+    policy_lr: float = 1e-3
     """learning rate of the actor"""
     q_lr: float = 3e-4
     """learning rate of the critics and of the temperature"""
@@ -149,7 +149,7 @@ class Args:
     Q can only move by about tau * c per update: keep that well above the size of the returns / number of updates"""
     entropy_penalty: bool = True
     """if toggled, the policy's entropy is held near the entropy it had when the transition was collected"""
-    beta: float = 0.1
+    beta: float = 0.01
     """weight of the entropy penalty; ignored with --no-entropy-penalty"""
 
 
