@@ -34,6 +34,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -66,7 +67,7 @@ FILM_PACKAGES = {"moviepy": "moviepy", "cv2": "opencv-python-headless"}  # modul
 PROBE_PROBABILITY = 0.01  # chance per step of environment 0 that the diagnostics begin to follow a pair
 FRAME_SKIP = 4  # frames that each action is repeated for; the last two are maxed
 GREEDY_EPSILON = 0.01  # share of random actions in greedy play, so that none stands still before an unserved ball
-CPU_BF16 = torch.cpu._is_avx512_bf16_supported()  # the encoder is faster in bfloat16 where the CPU has it
+BF16 = {"cpu": torch.cpu._is_avx512_bf16_supported(), "cuda": True}  # where the encoder is faster in bfloat16
 
 
 @dataclass
@@ -79,9 +80,10 @@ class Args:
     """if toggled, cuDNN uses deterministic algorithms only"""
     cuda: bool = True
     """if toggled, CUDA is used where it is available"""
-    compile: bool = False
-    """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler; a
-    CPU gains little, for convolutions take most of its time"""
+    compile: bool = torch.cuda.is_available()
+    """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler; on
+    by default where there is a GPU, whose updates then take half the time; a CPU gains little, for convolutions take
+    most of its"""
     track: bool = False
     """if toggled, this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"
@@ -292,13 +294,12 @@ class Encoder(nn.Module):
     @staticmethod
     def scale(observations: Tensor) -> Tensor:
         """uint8 -> [0, 1]; what `update` passes through several networks it scales once."""
-        bf16 = CPU_BF16 and observations.device.type == "cpu"
         pixels = observations.contiguous(memory_format=torch.channels_last)
-        return pixels.to(torch.bfloat16 if bf16 else torch.float32).div_(255)
+        return pixels.to(torch.bfloat16 if BF16[pixels.device.type] else torch.float32).div_(255)
 
     def forward(self, observations: Tensor) -> Tensor:
         pixels = self.scale(observations) if observations.dtype == torch.uint8 else observations
-        with torch.autocast("cpu", torch.bfloat16, enabled=pixels.dtype == torch.bfloat16):
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.dtype == torch.bfloat16):
             return self.network(pixels).float()
 
 
@@ -666,19 +667,20 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
     alpha = agent.log_alpha.detach().exp()
     actions = batch.actions.unsqueeze(1)  # (B, 1)
 
-    observations, next_observations = Encoder.scale(batch.observations), Encoder.scale(batch.next_observations)
+    both = Encoder.scale(torch.cat([batch.observations, batch.next_observations]))  # (2B, *observation_shape)
+    observations, next_observations = both.chunk(2)
 
     # Target y = R + gamma^k V'(s'): R and s' of the k <= n steps taken, V' = 0 where they ended in termination. Heads
-    # are called on features, so that each encoder sees each batch once.
+    # are called on features, so that each encoder sees each batch once; the targets' see both of them together.
     with torch.no_grad():
+        target_features = agent.encoder_target(both)
+        q1_target, next_q1 = agent.qf1_target.head(target_features).chunk(2)  # (B, A) each
+        q2_target, next_q2 = agent.qf2_target.head(target_features).chunk(2)
         next_log_pi = F.log_softmax(agent.actor.head(agent.encoder(next_observations)), dim=1)  # (B, A)
-        next_features = agent.encoder_target(next_observations)
-        next_q1, next_q2 = agent.qf1_target.head(next_features), agent.qf2_target.head(next_features)  # (B, A)
         next_v = soft_value(average_or_min(next_q1, next_q2, args.double_average), next_log_pi, alpha)
         y = batch.rewards + batch.discounts * next_v  # (B,)
-        target_features = agent.encoder_target(observations)  # for Q'_i(s, a), near which Q-clip holds Q_i(s, a)
-        q1_target = agent.qf1_target.head(target_features).gather(1, actions).squeeze(1)  # (B,)
-        q2_target = agent.qf2_target.head(target_features).gather(1, actions).squeeze(1)
+        q1_target = q1_target.gather(1, actions).squeeze(1)  # (B,): Q'_1(s, a), near which Q-clip holds Q_1(s, a)
+        q2_target = q2_target.gather(1, actions).squeeze(1)
 
     # Critics
     features = agent.encoder(observations)
@@ -746,43 +748,38 @@ def update(agent: Agent, batch: Batch, args: Args, compute: Callable = gradients
     return metrics
 
 
-class Updater:
-    """`update` on a new sample at each call, in the same way whatever the device.
+class Captured:
+    """`function` of tensors, called in the same way whatever the device.
 
     At batch 64 a GPU runs the kernels of an update faster than they can be launched one by one. So on CUDA, after some
-    calls in which optimisers and cuDNN make what they keep, the update is captured as one graph and replayed from then
+    calls in which optimisers and cuDNN make what they keep, the call is captured as one graph and replayed from then
     on: the same kernels on the same addresses. Where capture fails, it tries to go on without.
     """
 
     WARM_UP = 3  # calls before the capture
 
-    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args):
-        self.agent, self.buffer, self.args = agent, buffer, args
-        self.compute = compiled(gradients) if args.compile else gradients
-        self.captures = buffer.device.type == "cuda"
+    def __init__(self, function: Callable, device: torch.device):
+        self.function, self.device, self.captures = function, device, device.type == "cuda"
         self.stream = torch.cuda.Stream() if self.captures else None
-        self.calls, self.graph, self.picked, self.metrics = 0, None, None, {}
+        self.calls, self.graph, self.inputs, self.outputs = 0, None, [], None
 
-    def __call__(self) -> dict[str, Tensor]:
-        """Returns the metrics of `update`; those of a graph are overwritten by the next call."""
-        picked = [to_device(part, self.buffer.device) for part in self.buffer.pick(self.args.batch_size)]
+    def __call__(self, *arrays: np.ndarray | Tensor):
+        """What `function` returns for host arrays of the same shapes in each call; the next replay overwrites it."""
+        inputs = [to_device(array, self.device) for array in arrays]
         self.calls += 1
-        if not self.captures:
-            self.picked = picked
-            self.run()
-        elif self.calls <= self.WARM_UP:
-            self.picked = picked
-            self.run_aside()
-        else:
-            for mine, part in zip(self.picked, picked, strict=True):
-                mine.copy_(part)
+        if self.captures and self.calls > self.WARM_UP:
+            for mine, new in zip(self.inputs, inputs, strict=True):
+                mine.copy_(new)
             if self.graph is None:
                 self.capture()
             self.graph.replay() if self.graph else self.run()
-        return self.metrics
+        else:
+            self.inputs = inputs
+            self.run_aside() if self.captures else self.run()
+        return self.outputs
 
     def run(self) -> None:
-        self.metrics = update(self.agent, self.buffer.batch(*self.picked), self.args, self.compute)
+        self.outputs = self.function(*self.inputs)
 
     def run_aside(self) -> None:
         """`run` on the stream that it is captured on later, as it must have been."""
@@ -802,12 +799,25 @@ class Updater:
         except RuntimeError as error:
             self.captures = False
             cause = str(error.__context__ or error).partition("\n")[0]
-            tqdm.write(f"no CUDA graph, so updates are slower: {cause}")
+            tqdm.write(f"no CUDA graph, so steps are slower: {cause}")
+
+
+class Updater(Captured):
+    """`update` on a new sample at each call; returns its metrics."""
+
+    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args):
+        self.agent, self.buffer, self.args = agent, buffer, args
+        compute = compiled(gradients) if args.compile else gradients
+        super().__init__(lambda *picked: update(agent, buffer.batch(*picked), args, compute), buffer.device)
+
+    def __call__(self) -> dict[str, Tensor]:
+        return super().__call__(*self.buffer.pick(self.args.batch_size))
 
 
 def compiled(function: Callable) -> Callable:
     """`function` by torch.compile, the gradients that it takes included; as it is where that fails."""
     torch._dynamo.config.trace_autograd_ops = True
+    warnings.filterwarnings("ignore", module="torch._inductor")  # advice on speed
     fast = None
 
     def call(*args):
@@ -845,15 +855,20 @@ def latch(not_finite: Tensor, finite: Tensor) -> None:
 
 
 @torch.no_grad()
-def act(actor: Actor, observations: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def act(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Actions drawn from the policy, (E,) int64, and its entropies in nats, (E,), from one forward pass.
 
-    `generator` is the host's, whatever the device, so that a run can be resumed on another one.
+    `noise`, (E, A), is of `exponential_noise`.
     """
     log_pi = F.log_softmax(actor(observations), dim=1)
-    noise = torch.empty(log_pi.shape).exponential_(generator=generator)
-    noise = to_device(noise, log_pi.device)
     return (log_pi - noise.log()).argmax(1), entropy_of(log_pi)  # Gumbel-max: no check of arguments, no waiting
+
+
+def exponential_noise(num_envs: int, num_actions: int, generator: torch.Generator) -> Tensor:
+    """What `act` draws actions with, (E, A): from the host's generator, whatever the device, so that a run can be
+    resumed on another one.
+    """
+    return torch.empty(num_envs, num_actions).exponential_(generator=generator)
 
 
 class ReturnProbe:
@@ -871,15 +886,16 @@ class ReturnProbe:
 
     @torch.no_grad()
     def follow(self, agent, observation, action, reward, terminated, truncated, entropy, next_observation):
-        """Takes one real step: observations (1, ...), the first on the agent's device, the rest scalars.
+        """Takes one real step: observations (1, ...), host arrays as the networks take them; the rest are scalars.
 
         Returns (predicted, followed) when the pair's chain has ended, else None.
         """
-        gamma, n_step = self.args.gamma, self.args.n_step
+        gamma, n_step, device = self.args.gamma, self.args.n_step, agent.log_alpha.device
         reward, entropy = float(reward), float(entropy)  # NumPy's would make sums depend on where a run was resumed
         if self.length == 0:
             if self.rng.random() >= PROBE_PROBABILITY:
                 return None
+            observation = torch.as_tensor(observation, device=device)
             q = (agent.qf1(observation) + agent.qf2(observation)) / 2
             self.predicted, self.followed, self.alpha = q[0, action].item(), 0.0, agent.log_alpha.exp().item()
         elif self.length % n_step == 0:
@@ -889,7 +905,7 @@ class ReturnProbe:
         if not (terminated or truncated):
             return None
         if not terminated:
-            next_observation = torch.as_tensor(next_observation, dtype=observation.dtype, device=observation.device)
+            next_observation = torch.as_tensor(next_observation, device=device)
             log_pi = F.log_softmax(agent.actor(next_observation), dim=1)
             q = (agent.qf1(next_observation) + agent.qf2(next_observation)) / 2
             self.followed += gamma**self.length * soft_value(q, log_pi, self.alpha).item()
@@ -959,12 +975,16 @@ def evaluate(
     envs = make_envs(args, num_envs)
     device = next(actor.parameters()).device
     generator = torch.Generator().manual_seed(seed)
+    num_actions = int(envs.single_action_space.n)
     observations, infos = envs.reset(seed=environment_seeds(np.random.SeedSequence((seed, 1)), num_envs))
     tracker = GameTracker(infos)
     returns, played = [], np.zeros(num_envs, int)
     while (played < quota).any() and not (stop and stop.received):
         inputs = torch.as_tensor(observations, device=device)
-        actions = greedy_actions(actor, inputs, generator) if greedy else act(actor, inputs, generator)[0]
+        if greedy:
+            actions = greedy_actions(actor, inputs, generator)
+        else:
+            actions, _ = act(actor, inputs, exponential_noise(num_envs, num_actions, generator).to(device))
         observations, rewards, terminated, truncated, infos = envs.step(actions.cpu().numpy())
         _, games = tracker.step(rewards, terminated, truncated, infos)
         for i, game_return, _ in games:
@@ -1269,6 +1289,8 @@ def train(args: Args) -> Path:
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = args.torch_deterministic
+    if device.type == "cuda":  # more would wait for each other, with little to do, and take the games' cores
+        torch.set_num_threads(1)
     buffer_bytes = ReplayBuffer.nbytes(args.buffer_size, observation_shape)
     if not ReplayBuffer.fits(args.buffer_size, observation_shape, device):
         check_memory(args, buffer_bytes)
@@ -1297,7 +1319,7 @@ def train(args: Args) -> Path:
         f"device: {device}; writing to {run_dir}"
     )
     if device.type == "cpu":
-        rate = 100 if CPU_BF16 else 40  # measured, with AVX-512 BF16 and without
+        rate = 100 if BF16["cpu"] else 40  # measured, with AVX-512 BF16 and without
         print(f"no CUDA: expect some {rate} steps per second on 2 cores, {1e6 / rate / 3600:.0f} hours for a million")
 
     observations, infos = envs.reset(seed=environment_seeds(seeds, args.num_envs))
@@ -1339,6 +1361,7 @@ def train(args: Args) -> Path:
         save_checkpoint(run_dir, agent_state(agent, args, observation_shape, num_actions), agent, buffer, loop)
 
     updater = Updater(agent, buffer, args)  # after the load, which gives the optimisers new tensors
+    acting = Captured(lambda *inputs: torch.cat([*act(agent.actor, *inputs), agent.not_finite]), device)
     log_time, log_step = time.perf_counter(), global_step
     style = {} if sys.stderr.isatty() else LINES  # a bar, or a plain line every half minute
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", **style)
@@ -1365,12 +1388,11 @@ def train(args: Args) -> Path:
                 break
 
             # Act
-            inputs = to_device(observations, device)
             if global_step < args.learning_starts:
                 actions = warm_up_rng.integers(num_actions, size=args.num_envs)
                 entropies = np.full(args.num_envs, np.log(num_actions))
             else:
-                acted = torch.cat([*act(agent.actor, inputs, generator), agent.not_finite])
+                acted = acting(observations, exponential_noise(args.num_envs, num_actions, generator))
                 acted = acted.cpu().numpy()  # the one wait for the device in a step
                 actions, entropies = acted[: args.num_envs].astype(np.int64), acted[args.num_envs : -2]
                 check_finite(acted[-2:], metrics, updates, run_dir)
@@ -1398,7 +1420,7 @@ def train(args: Args) -> Path:
                 bar.set_postfix(mean_return=f"{np.mean(last_returns):.1f}", refresh=False)
             if global_step > args.learning_starts and not resets[0]:
                 step0 = (actions[0], rewards[0], terminated[0], truncated[0], entropies[0])
-                pair = probe.follow(agent, inputs[:1], *step0, next_observations[:1])
+                pair = probe.follow(agent, observations[:1], *step0, next_observations[:1])
                 if pair:
                     writer.add_scalar("diagnostics/q_predicted", pair[0], global_step)
                     writer.add_scalar("diagnostics/q_monte_carlo", pair[1], global_step)

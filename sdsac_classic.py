@@ -32,6 +32,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -624,19 +625,20 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
     alpha = agent.log_alpha.detach().exp()
     actions = batch.actions.unsqueeze(1)  # (B, 1)
 
-    observations, next_observations = Encoder.scale(batch.observations), Encoder.scale(batch.next_observations)
+    both = Encoder.scale(torch.cat([batch.observations, batch.next_observations]))  # (2B, *observation_shape)
+    observations, next_observations = both.chunk(2)
 
     # Target y = R + gamma^k V'(s'): R and s' of the k <= n steps taken, V' = 0 where they ended in termination. Heads
-    # are called on features, so that each encoder sees each batch once.
+    # are called on features, so that each encoder sees each batch once; the targets' see both of them together.
     with torch.no_grad():
+        target_features = agent.encoder_target(both)
+        q1_target, next_q1 = agent.qf1_target.head(target_features).chunk(2)  # (B, A) each
+        q2_target, next_q2 = agent.qf2_target.head(target_features).chunk(2)
         next_log_pi = F.log_softmax(agent.actor.head(agent.encoder(next_observations)), dim=1)  # (B, A)
-        next_features = agent.encoder_target(next_observations)
-        next_q1, next_q2 = agent.qf1_target.head(next_features), agent.qf2_target.head(next_features)  # (B, A)
         next_v = soft_value(average_or_min(next_q1, next_q2, args.double_average), next_log_pi, alpha)
         y = batch.rewards + batch.discounts * next_v  # (B,)
-        target_features = agent.encoder_target(observations)  # for Q'_i(s, a), near which Q-clip holds Q_i(s, a)
-        q1_target = agent.qf1_target.head(target_features).gather(1, actions).squeeze(1)  # (B,)
-        q2_target = agent.qf2_target.head(target_features).gather(1, actions).squeeze(1)
+        q1_target = q1_target.gather(1, actions).squeeze(1)  # (B,): Q'_1(s, a), near which Q-clip holds Q_1(s, a)
+        q2_target = q2_target.gather(1, actions).squeeze(1)
 
     # Critics
     features = agent.encoder(observations)
@@ -704,43 +706,38 @@ def update(agent: Agent, batch: Batch, args: Args, compute: Callable = gradients
     return metrics
 
 
-class Updater:
-    """`update` on a new sample at each call, in the same way whatever the device.
+class Captured:
+    """`function` of tensors, called in the same way whatever the device.
 
     At batch 64 a GPU runs the kernels of an update faster than they can be launched one by one. So on CUDA, after some
-    calls in which optimisers and cuDNN make what they keep, the update is captured as one graph and replayed from then
+    calls in which optimisers and cuDNN make what they keep, the call is captured as one graph and replayed from then
     on: the same kernels on the same addresses. Where capture fails, it tries to go on without.
     """
 
     WARM_UP = 3  # calls before the capture
 
-    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args):
-        self.agent, self.buffer, self.args = agent, buffer, args
-        self.compute = compiled(gradients) if args.compile else gradients
-        self.captures = buffer.device.type == "cuda"
+    def __init__(self, function: Callable, device: torch.device):
+        self.function, self.device, self.captures = function, device, device.type == "cuda"
         self.stream = torch.cuda.Stream() if self.captures else None
-        self.calls, self.graph, self.picked, self.metrics = 0, None, None, {}
+        self.calls, self.graph, self.inputs, self.outputs = 0, None, [], None
 
-    def __call__(self) -> dict[str, Tensor]:
-        """Returns the metrics of `update`; those of a graph are overwritten by the next call."""
-        picked = [to_device(part, self.buffer.device) for part in self.buffer.pick(self.args.batch_size)]
+    def __call__(self, *arrays: np.ndarray | Tensor):
+        """What `function` returns for host arrays of the same shapes in each call; the next replay overwrites it."""
+        inputs = [to_device(array, self.device) for array in arrays]
         self.calls += 1
-        if not self.captures:
-            self.picked = picked
-            self.run()
-        elif self.calls <= self.WARM_UP:
-            self.picked = picked
-            self.run_aside()
-        else:
-            for mine, part in zip(self.picked, picked, strict=True):
-                mine.copy_(part)
+        if self.captures and self.calls > self.WARM_UP:
+            for mine, new in zip(self.inputs, inputs, strict=True):
+                mine.copy_(new)
             if self.graph is None:
                 self.capture()
             self.graph.replay() if self.graph else self.run()
-        return self.metrics
+        else:
+            self.inputs = inputs
+            self.run_aside() if self.captures else self.run()
+        return self.outputs
 
     def run(self) -> None:
-        self.metrics = update(self.agent, self.buffer.batch(*self.picked), self.args, self.compute)
+        self.outputs = self.function(*self.inputs)
 
     def run_aside(self) -> None:
         """`run` on the stream that it is captured on later, as it must have been."""
@@ -760,12 +757,25 @@ class Updater:
         except RuntimeError as error:
             self.captures = False
             cause = str(error.__context__ or error).partition("\n")[0]
-            tqdm.write(f"no CUDA graph, so updates are slower: {cause}")
+            tqdm.write(f"no CUDA graph, so steps are slower: {cause}")
+
+
+class Updater(Captured):
+    """`update` on a new sample at each call; returns its metrics."""
+
+    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args):
+        self.agent, self.buffer, self.args = agent, buffer, args
+        compute = compiled(gradients) if args.compile else gradients
+        super().__init__(lambda *picked: update(agent, buffer.batch(*picked), args, compute), buffer.device)
+
+    def __call__(self) -> dict[str, Tensor]:
+        return super().__call__(*self.buffer.pick(self.args.batch_size))
 
 
 def compiled(function: Callable) -> Callable:
     """`function` by torch.compile, the gradients that it takes included; as it is where that fails."""
     torch._dynamo.config.trace_autograd_ops = True
+    warnings.filterwarnings("ignore", module="torch._inductor")  # advice on speed
     fast = None
 
     def call(*args):
@@ -803,15 +813,20 @@ def latch(not_finite: Tensor, finite: Tensor) -> None:
 
 
 @torch.no_grad()
-def act(actor: Actor, observations: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def act(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Actions drawn from the policy, (E,) int64, and its entropies in nats, (E,), from one forward pass.
 
-    `generator` is the host's, whatever the device, so that a run can be resumed on another one.
+    `noise`, (E, A), is of `exponential_noise`.
     """
     log_pi = F.log_softmax(actor(observations), dim=1)
-    noise = torch.empty(log_pi.shape).exponential_(generator=generator)
-    noise = to_device(noise, log_pi.device)
     return (log_pi - noise.log()).argmax(1), entropy_of(log_pi)  # Gumbel-max: no check of arguments, no waiting
+
+
+def exponential_noise(num_envs: int, num_actions: int, generator: torch.Generator) -> Tensor:
+    """What `act` draws actions with, (E, A): from the host's generator, whatever the device, so that a run can be
+    resumed on another one.
+    """
+    return torch.empty(num_envs, num_actions).exponential_(generator=generator)
 
 
 class ReturnProbe:
@@ -829,15 +844,16 @@ class ReturnProbe:
 
     @torch.no_grad()
     def follow(self, agent, observation, action, reward, terminated, truncated, entropy, next_observation):
-        """Takes one real step: observations (1, ...), the first on the agent's device, the rest scalars.
+        """Takes one real step: observations (1, ...), host arrays as the networks take them; the rest are scalars.
 
         Returns (predicted, followed) when the pair's chain has ended, else None.
         """
-        gamma, n_step = self.args.gamma, self.args.n_step
+        gamma, n_step, device = self.args.gamma, self.args.n_step, agent.log_alpha.device
         reward, entropy = float(reward), float(entropy)  # NumPy's would make sums depend on where a run was resumed
         if self.length == 0:
             if self.rng.random() >= PROBE_PROBABILITY:
                 return None
+            observation = torch.as_tensor(observation, device=device)
             q = (agent.qf1(observation) + agent.qf2(observation)) / 2
             self.predicted, self.followed, self.alpha = q[0, action].item(), 0.0, agent.log_alpha.exp().item()
         elif self.length % n_step == 0:
@@ -847,7 +863,7 @@ class ReturnProbe:
         if not (terminated or truncated):
             return None
         if not terminated:
-            next_observation = torch.as_tensor(next_observation, dtype=observation.dtype, device=observation.device)
+            next_observation = torch.as_tensor(next_observation, device=device)
             log_pi = F.log_softmax(agent.actor(next_observation), dim=1)
             q = (agent.qf1(next_observation) + agent.qf2(next_observation)) / 2
             self.followed += gamma**self.length * soft_value(q, log_pi, self.alpha).item()
@@ -888,11 +904,15 @@ def evaluate(
     envs = make_envs(args, num_envs, evaluation_limit(args))
     device = next(actor.parameters()).device
     generator = torch.Generator().manual_seed(seed)
+    num_actions = int(envs.single_action_space.n)
     observations, _ = envs.reset(seed=environment_seeds(np.random.SeedSequence((seed, 1)), num_envs))
     returns, played, sums = [], np.zeros(num_envs, int), np.zeros(num_envs)
     while (played < quota).any() and not (stop and stop.received):
         inputs = torch.as_tensor(observations, dtype=torch.float32, device=device)
-        actions = actor(inputs).argmax(1) if greedy else act(actor, inputs, generator)[0]
+        if greedy:
+            actions = actor(inputs).argmax(1)
+        else:
+            actions, _ = act(actor, inputs, exponential_noise(num_envs, num_actions, generator).to(device))
         observations, rewards, terminated, truncated, _ = envs.step(
             actions.cpu().numpy() + envs.single_action_space.start
         )
@@ -1255,6 +1275,7 @@ def train(args: Args) -> Path:
         save_checkpoint(run_dir, agent_state(agent, args, observation_shape, num_actions), agent, buffer, loop)
 
     updater = Updater(agent, buffer, args)  # after the load, which gives the optimisers new tensors
+    acting = Captured(lambda *inputs: torch.cat([*act(agent.actor, *inputs), agent.not_finite]), device)
     log_time, log_step = time.perf_counter(), global_step
     style = {} if sys.stderr.isatty() else LINES  # a bar, or a plain line every half minute
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", **style)
@@ -1281,12 +1302,12 @@ def train(args: Args) -> Path:
                 break
 
             # Act
-            inputs = to_device(observations.astype(np.float32), device)
+            inputs = observations.astype(np.float32)
             if global_step < args.learning_starts:
                 actions = warm_up_rng.integers(num_actions, size=args.num_envs)
                 entropies = np.full(args.num_envs, np.log(num_actions))
             else:
-                acted = torch.cat([*act(agent.actor, inputs, generator), agent.not_finite])
+                acted = acting(inputs, exponential_noise(args.num_envs, num_actions, generator))
                 acted = acted.cpu().numpy()  # the one wait for the device in a step
                 actions, entropies = acted[: args.num_envs].astype(np.int64), acted[args.num_envs : -2]
                 check_finite(acted[-2:], metrics, updates, run_dir)
@@ -1307,7 +1328,7 @@ def train(args: Args) -> Path:
                 bar.set_postfix(mean_return=f"{np.mean(last_returns):.1f}", refresh=False)
             if global_step > args.learning_starts and not resets[0]:
                 step0 = (actions[0], rewards[0], terminated[0], truncated[0], entropies[0])
-                pair = probe.follow(agent, inputs[:1], *step0, next_observations[:1])
+                pair = probe.follow(agent, inputs[:1], *step0, next_observations[:1].astype(np.float32))
                 if pair:
                     writer.add_scalar("diagnostics/q_predicted", pair[0], global_step)
                     writer.add_scalar("diagnostics/q_monte_carlo", pair[1], global_step)

@@ -86,7 +86,7 @@ def install(script: ModuleType) -> None:
     """Puts `plain_update` with three encoders in the place of sdsac_atari's `update`, to see what it costs: the copies
     learn, and the script's own agent acts on, untrained.
     """
-    script.CPU_BF16, copies = False, {}
+    script.BF16["cpu"], copies = False, {}
 
     def update(agent, batch, args, compute):
         if not copies:

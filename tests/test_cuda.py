@@ -23,7 +23,7 @@ NETWORKS = ("encoder", "actor", "qf1", "qf2", "encoder_target", "qf1_target", "q
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
     """Products and convolutions in float32 on both devices, so that only the order of sums differs."""
-    monkeypatch.setattr(sdsac_atari, "CPU_BF16", False)
+    monkeypatch.setattr(sdsac_atari, "BF16", {"cpu": False, "cuda": False})
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     before = torch.backends.cuda.matmul.allow_tf32
@@ -48,10 +48,13 @@ def make_buffer(script, args, device):
     return buffer
 
 
-def make_updater(script, device, captures=True, **flags):
-    args = script.Args(**({"autotune": True, "anneal_lr": True, "buffer_size": 400, "num_envs": 2} | flags))
+def make_updater(script, device, captures=True, epsilon=1e-8, **flags):
+    flags = {"autotune": True, "anneal_lr": True, "buffer_size": 400, "num_envs": 2, "compile": False} | flags
+    args = script.Args(**flags)
     torch.manual_seed(0)
     agent = script.make_agent(args, SHAPES[script], 3, device)
+    for optimizer in (agent.actor_optimizer, agent.q_optimizer):
+        optimizer.param_groups[0]["eps"] = epsilon
     updater = script.Updater(agent, make_buffer(script, args, torch.device(device)), args)
     updater.captures = updater.captures and captures
     return updater
@@ -77,6 +80,7 @@ def warmed_up(updater):
 @FORMS
 def test_one_update_is_that_of_the_cpu(script, captures, compile):
     flags = {"clip_range": 0.1, "max_grad_norm": 0.01}  # both cut in
+    flags["epsilon"] = 1e-5  # with Adam's default, steps down gradients near 0 are a matter of rounding
     cpu = warmed_up(make_updater(script, "cpu", **flags))
     gpu = warmed_up(make_updater(script, "cuda", captures, compile=compile, **flags))
     for ours, theirs in zip(state_of(gpu.agent), state_of(cpu.agent), strict=True):
@@ -98,18 +102,24 @@ def test_one_update_is_that_of_the_cpu(script, captures, compile):
 @SCRIPTS
 @FORMS
 def test_curves_of_200_updates_lie_on_those_of_the_cpu(script, captures, compile):
-    flags = {"batch_size": 8, "policy_lr": 3e-4, "beta": 0.1}  # slow, for rounding grows faster with a faster actor
+    flags = {
+        "batch_size": 8,
+        "policy_lr": 1e-4,
+        "q_lr": 1e-4,
+        "beta": 0.1,
+    }  # slow, for rounding grows faster in fast ones
     cpu = make_updater(script, "cpu", **flags)
     gpu = make_updater(script, "cuda", captures, compile=compile, **flags)
     curves = [[], []]
     for call in range(200):
         for updater, rows in zip((cpu, gpu), curves, strict=True):
             script.set_schedules(updater.agent, updater.args, 20_000 + 100 * call)
-            rows.append(torch.stack([*updater().values()]).tolist())
+            rows.append([value.item() for tag, value in updater().items() if "grad_norm" not in tag])
     assert (gpu.graph is not None) == captures
     cpu_curves, gpu_curves = map(np.array, curves)
     spread = cpu_curves.std(0)
-    assert (np.abs(gpu_curves - cpu_curves).mean(0) <= 0.15 * spread).all()
+    distances = np.abs(gpu_curves - cpu_curves).mean(0) / np.maximum(spread, 1e-9)
+    assert distances.max() < 0.15, distances
 
 
 @SCRIPTS
@@ -142,6 +152,11 @@ def test_no_update_waits_for_the_device_and_acting_waits_once(script, captures):
     updater = warmed_up(make_updater(script, "cuda", captures))
     observations = np.zeros((2, *SHAPES[script]), np.uint8 if script is sdsac_atari else np.float32)
     generator = torch.Generator().manual_seed(0)
+    agent, device = updater.agent, torch.device("cuda")
+    acting = script.Captured(lambda *inputs: torch.cat([*script.act(agent.actor, *inputs), agent.not_finite]), device)
+    acting.captures = captures
+    for _ in range(acting.WARM_UP + 1):
+        acting(observations, script.exponential_noise(2, 3, generator))
     torch.cuda.synchronize()
     try:
         torch.cuda.set_sync_debug_mode("error")
@@ -151,8 +166,7 @@ def test_no_update_waits_for_the_device_and_acting_waits_once(script, captures):
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as waits:
             warnings.simplefilter("always")
-            inputs = script.to_device(observations, torch.device("cuda"))
-            torch.cat([*script.act(updater.agent.actor, inputs, generator), updater.agent.not_finite]).cpu()
+            acting(observations, script.exponential_noise(2, 3, generator)).cpu()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(waits) == 1, [str(wait.message) for wait in waits]
@@ -162,8 +176,12 @@ def test_no_update_waits_for_the_device_and_acting_waits_once(script, captures):
 def test_acting_is_that_of_the_cpu(script):
     cpu, gpu = make_updater(script, "cpu").agent.actor, make_updater(script, "cuda").agent.actor
     observations = torch.from_numpy(random_observations(script, np.random.default_rng(3), 500))
-    actions, entropies = script.act(cpu, observations, torch.Generator().manual_seed(0))
-    same_actions, same_entropies = script.act(gpu, observations.cuda(), torch.Generator().manual_seed(0))
+    noise = script.exponential_noise(500, 3, torch.Generator().manual_seed(0))
+    actions, entropies = script.act(cpu, observations, noise)
+    captured = script.Captured(lambda *inputs: script.act(gpu, *inputs), torch.device("cuda"))
+    for _ in range(captured.WARM_UP + 2):
+        same_actions, same_entropies = captured(observations, noise)
+    assert captured.graph
     assert (actions != same_actions.cpu()).sum() <= 1  # a tie, but for rounding
     torch.testing.assert_close(same_entropies.cpu(), entropies, rtol=1e-4, atol=1e-5)
 
@@ -183,7 +201,7 @@ def test_a_graph_takes_frames_from_the_host_too(monkeypatch):
     on_device = warmed_up(make_updater(sdsac_atari, "cuda"))
     monkeypatch.setattr(sdsac_atari.ReplayBuffer, "fits", staticmethod(lambda *rest: False))
     on_host = warmed_up(make_updater(sdsac_atari, "cuda"))
-    assert (on_device.picked[0].dtype, on_host.picked[0].dtype) == (torch.int64, torch.uint8)
+    assert (on_device.inputs[0].dtype, on_host.inputs[0].dtype) == (torch.int64, torch.uint8)
     for _ in range(5):
         expected, metrics = on_device(), on_host()
         for tag, value in expected.items():
@@ -194,7 +212,7 @@ def test_a_graph_takes_frames_from_the_host_too(monkeypatch):
 def test_runs_move_between_devices(script, tmp_path, monkeypatch, capsys):
     """Trained on the GPU without a warning, gone on with on the CPU and back again, evaluated on the CPU."""
     monkeypatch.chdir(tmp_path)
-    flags = {"total_timesteps": 600, "learning_starts": 200, "buffer_size": 400, "batch_size": 8, "cuda": True}
+    flags = {"total_timesteps": 600, "learning_starts": 200, "buffer_size": 400, "batch_size": 8, "compile": False}
     if script is sdsac_atari:
         flags |= {"env_id": "BreakoutNoFrameskip-v4", "num_envs": 4}
     with warnings.catch_warnings(record=True) as caught:

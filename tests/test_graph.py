@@ -62,11 +62,11 @@ def graphs(monkeypatch):
 
         def replay(self):
             self.replays += 1
-            recorded = self.updater.metrics
+            recorded = self.updater.outputs
             self.updater.run()
-            for tag, value in self.updater.metrics.items():
+            for tag, value in self.updater.outputs.items():
                 recorded[tag].copy_(value)
-            self.updater.metrics = recorded
+            self.updater.outputs = recorded
 
     @contextlib.contextmanager
     def capturing(graph, stream):
@@ -99,7 +99,7 @@ def test_a_replayed_update_is_the_update(script, graphs):
         for tag, value in expected.items():
             assert torch.equal(value, metrics[tag]), (call, tag)
         if call >= captured.WARM_UP:
-            now = [tensor.data_ptr() for tensor in [*state_of(captured.agent), *captured.picked, *metrics.values()]]
+            now = [tensor.data_ptr() for tensor in [*state_of(captured.agent), *captured.inputs, *metrics.values()]]
             assert addresses in (None, now)
             addresses = now
     (graph,) = graphs

@@ -361,9 +361,9 @@ def test_stored_entropies_are_of_the_policy_that_acted(script, monkeypatch):
     acted, stored, learned_between = [], [], []
     act, add = script.act, script.ReplayBuffer.add
 
-    def spying_act(actor, observations, generator):
+    def spying_act(actor, observations, noise):
         entropies = torch.distributions.Categorical(logits=actor(observations)).entropy()
-        actions, _ = result = act(actor, observations, generator)
+        actions, _ = result = act(actor, observations, noise)
         acted.append((actions.numpy(), entropies.detach().numpy(), actor, copy.deepcopy(actor.state_dict())))
         return result
 
@@ -413,7 +413,8 @@ def test_act_draws_from_the_softmax(script):
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0], [3.0, 3.0, 3.0, 3.0], [0.0, -6.0, 4.0, -60.0]])
     generator = torch.Generator().manual_seed(0)
     for row in logits:
-        actions, entropies = script.act(lambda observations: observations, row.expand(num_draws, -1), generator)
+        noise = script.exponential_noise(num_draws, 4, generator)
+        actions, entropies = script.act(lambda observations: observations, row.expand(num_draws, -1), noise)
         assert actions.shape == entropies.shape == (num_draws,)
         assert actions.dtype == torch.int64
         p = torch.softmax(row.double(), 0)
@@ -428,7 +429,8 @@ def test_act_draws_apart_for_each_environment_and_by_its_generator_alone(script)
     logits = torch.zeros(1000, 4)
 
     def draw(seed):
-        return script.act(lambda observations: observations, logits, torch.Generator().manual_seed(seed))[0]
+        noise = script.exponential_noise(1000, 4, torch.Generator().manual_seed(seed))
+        return script.act(lambda observations: observations, logits, noise)[0]
 
     torch.manual_seed(0)
     first = draw(1)
@@ -565,7 +567,9 @@ SHARED = [
         "available_memory",
         "latch",
         "stop_diverged",
+        "Captured",
         "Updater",
+        "exponential_noise",
         "to_device",
         "resume_command",
         "last_checkpoint",
