@@ -294,8 +294,9 @@ class Encoder(nn.Module):
     @staticmethod
     def scale(observations: Tensor) -> Tensor:
         """uint8 -> [0, 1]; what `update` passes through several networks it scales once."""
-        pixels = observations.contiguous(memory_format=torch.channels_last)
-        return pixels.to(torch.bfloat16 if BF16[pixels.device.type] else torch.float32).div_(255)
+        dtype = torch.bfloat16 if BF16[observations.device.type] else torch.float32
+        pixels = observations.permute(0, 2, 3, 1).to(dtype)  # before they are laid out, for bytes are slow to move
+        return pixels.contiguous().permute(0, 3, 1, 2).div_(255)
 
     def forward(self, observations: Tensor) -> Tensor:
         pixels = self.scale(observations) if observations.dtype == torch.uint8 else observations
