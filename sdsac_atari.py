@@ -67,7 +67,7 @@ FILM_PACKAGES = {"moviepy": "moviepy", "cv2": "opencv-python-headless"}  # modul
 PROBE_PROBABILITY = 0.01  # chance per step of environment 0 that the diagnostics begin to follow a pair
 FRAME_SKIP = 4  # frames that each action is repeated for; the last two are maxed
 GREEDY_EPSILON = 0.01  # share of random actions in greedy play, so that none stands still before an unserved ball
-BF16 = {"cpu": torch.cpu._is_avx512_bf16_supported(), "cuda": True}  # where the encoder is faster in bfloat16
+BF16 = {"cpu": torch.cpu._is_avx512_bf16_supported(), "cuda": True}  # the encoder's bfloat16; GPUs before Ampere gain nothing
 
 
 @dataclass
@@ -82,8 +82,7 @@ class Args:
     """if toggled, CUDA is used where it is available"""
     compile: bool = torch.cuda.is_available()
     """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler; on
-    by default where there is a GPU, whose updates then take half the time; a CPU gains little, for convolutions take
-    most of its"""
+    by default where there is a GPU, whose updates then take two thirds of the time; a CPU gains little to a third"""
     track: bool = False
     """if toggled, this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"
@@ -294,7 +293,7 @@ class Encoder(nn.Module):
     @staticmethod
     def scale(observations: Tensor) -> Tensor:
         """uint8 -> [0, 1]; what `update` passes through several networks it scales once."""
-        dtype = torch.bfloat16 if BF16[observations.device.type] else torch.float32
+        dtype = torch.bfloat16 if BF16.get(observations.device.type, False) else torch.float32
         pixels = observations.permute(0, 2, 3, 1).to(dtype)  # before they are laid out, for bytes are slow to move
         return pixels.contiguous().permute(0, 3, 1, 2).div_(255)
 
@@ -1290,8 +1289,6 @@ def train(args: Args) -> Path:
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    if device.type == "cuda":  # more would wait for each other, with little to do, and take the games' cores
-        torch.set_num_threads(1)
     buffer_bytes = ReplayBuffer.nbytes(args.buffer_size, observation_shape)
     if not ReplayBuffer.fits(args.buffer_size, observation_shape, device):
         check_memory(args, buffer_bytes)
@@ -1300,6 +1297,8 @@ def train(args: Args) -> Path:
     buffer = ReplayBuffer(
         args.buffer_size, args.num_envs, observation_shape, args.n_step, args.gamma, device, buffer_seed
     )
+    if buffer.frames.device.type == "cuda":  # more would have little to do, and take the games' cores
+        torch.set_num_threads(1)
     run_dir = args.resume or make_run_dir(args)
 
     torch.manual_seed(args.seed)

@@ -152,6 +152,7 @@ def measure_here(setting: Setting) -> None:
             learning_starts=1_000,
             update_frequency=every,
             cuda=False,
+            compile=False,
         )
     )
 

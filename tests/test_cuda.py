@@ -114,12 +114,27 @@ def test_curves_of_200_updates_lie_on_those_of_the_cpu(script, captures, compile
     for call in range(200):
         for updater, rows in zip((cpu, gpu), curves, strict=True):
             script.set_schedules(updater.agent, updater.args, 20_000 + 100 * call)
-            rows.append([value.item() for tag, value in updater().items() if "grad_norm" not in tag])
+            rows.append([value.item() for tag, value in updater().items() if "grad_norm" not in tag])  # those are noise
     assert (gpu.graph is not None) == captures
     cpu_curves, gpu_curves = map(np.array, curves)
     spread = cpu_curves.std(0)
     distances = np.abs(gpu_curves - cpu_curves).mean(0) / np.maximum(spread, 1e-9)
     assert distances.max() < 0.15, distances
+
+
+def test_the_default_form_is_within_two_percent_of_float32(monkeypatch):
+    """Compiled, captured and with the encoder in bfloat16: losses and Q of one update."""
+    monkeypatch.setitem(sdsac_atari.BF16, "cuda", True)
+    cpu, gpu = warmed_up(make_updater(sdsac_atari, "cpu")), warmed_up(make_updater(sdsac_atari, "cuda", compile=True))
+    for ours, theirs in zip(state_of(gpu.agent), state_of(cpu.agent), strict=True):
+        ours.data.copy_(theirs)
+    observations = torch.from_numpy(random_observations(sdsac_atari, np.random.default_rng(3), 64))
+    with torch.no_grad():
+        q, same_q = cpu.agent.qf1(observations), gpu.agent.qf1(observations.cuda()).cpu()
+    assert 0 < (same_q - q).norm() < 0.02 * q.norm()
+    expected, metrics = cpu(), gpu()
+    for tag in ("losses/qf1_loss", "losses/qf2_loss", "policy/entropy", "losses/critic_grad_norm"):
+        torch.testing.assert_close(metrics[tag].cpu(), expected[tag], rtol=0.02, atol=0, msg=tag)
 
 
 @SCRIPTS
@@ -212,7 +227,7 @@ def test_a_graph_takes_frames_from_the_host_too(monkeypatch):
 def test_runs_move_between_devices(script, tmp_path, monkeypatch, capsys):
     """Trained on the GPU without a warning, gone on with on the CPU and back again, evaluated on the CPU."""
     monkeypatch.chdir(tmp_path)
-    flags = {"total_timesteps": 600, "learning_starts": 200, "buffer_size": 400, "batch_size": 8, "compile": False}
+    flags = {"total_timesteps": 600, "learning_starts": 200, "buffer_size": 400, "batch_size": 8, "cuda": True, "compile": False}
     if script is sdsac_atari:
         flags |= {"env_id": "BreakoutNoFrameskip-v4", "num_envs": 4}
     with warnings.catch_warnings(record=True) as caught:

@@ -57,7 +57,7 @@ def tiny_args(script, **flags):
     else:
         settings = {"total_timesteps": 600, "learning_starts": 200, "buffer_size": 400, "batch_size": 8}
         settings |= {"env_id": TINY_BREAKOUT, "num_envs": 4, "update_frequency": 20}
-    return script.Args(**(settings | {"cuda": False} | flags))
+    return script.Args(**(settings | {"cuda": False, "compile": False} | flags))
 
 
 def train_and_watch(script, args):
