@@ -67,7 +67,8 @@ FILM_PACKAGES = {"moviepy": "moviepy", "cv2": "opencv-python-headless"}  # modul
 PROBE_PROBABILITY = 0.01  # chance per step of environment 0 that the diagnostics begin to follow a pair
 FRAME_SKIP = 4  # frames that each action is repeated for; the last two are maxed
 GREEDY_EPSILON = 0.01  # share of random actions in greedy play, so that none stands still before an unserved ball
-BF16 = {"cpu": torch.cpu._is_avx512_bf16_supported(), "cuda": True}  # the encoder's bfloat16; GPUs before Ampere gain nothing
+# Where the encoder is in bfloat16, which is faster there (but not on GPUs older than Ampere)
+BF16 = {"cpu": torch.cpu._is_avx512_bf16_supported(), "cuda": True}
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """sdsac_atari.py on a GPU: speed by number of environments, with CUDA graphs and without, and with --compile; where the
 time goes.
 
-python benchmark/gpu.py                    a table and benchmark/results/speed/gpu.csv, 80 seconds a round on an H100 with 16 cores
+python benchmark/gpu.py          a table and benchmark/results/speed/gpu.csv, 80 seconds a round on an H100
 
 Each measurement is the script's own training loop on Breakout with clocks around its parts: batch 64, an update per 4
 steps; in the last row the schedule of Zhou et al. 2024, 10 environments and an update per 10 steps. Medians over

@@ -227,7 +227,8 @@ def test_a_graph_takes_frames_from_the_host_too(monkeypatch):
 def test_runs_move_between_devices(script, tmp_path, monkeypatch, capsys):
     """Trained on the GPU without a warning, gone on with on the CPU and back again, evaluated on the CPU."""
     monkeypatch.chdir(tmp_path)
-    flags = {"total_timesteps": 600, "learning_starts": 200, "buffer_size": 400, "batch_size": 8, "cuda": True, "compile": False}
+    flags = {"total_timesteps": 600, "learning_starts": 200, "buffer_size": 400, "batch_size": 8}
+    flags |= {"cuda": True, "compile": False}
     if script is sdsac_atari:
         flags |= {"env_id": "BreakoutNoFrameskip-v4", "num_envs": 4}
     with warnings.catch_warnings(record=True) as caught:

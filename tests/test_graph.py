@@ -16,7 +16,9 @@ SHAPES = {sdsac_classic: (4,), sdsac_atari: (4, 84, 84)}
 
 
 def make_updater(script, captures):
-    args = script.Args(batch_size=8, autotune=True, anneal_lr=True, buffer_size=200, num_envs=2, cuda=False, compile=False)
+    args = script.Args(
+        batch_size=8, autotune=True, anneal_lr=True, buffer_size=200, num_envs=2, cuda=False, compile=False
+    )
     torch.manual_seed(0)
     agent = script.make_agent(args, SHAPES[script], 3, "cpu")
     buffer = script.ReplayBuffer(200, 2, SHAPES[script], args.n_step, args.gamma, seed=1)
