@@ -255,9 +255,13 @@ def count_of(seeds) -> str:
 
 
 def seeds_of(data: pd.DataFrame) -> str:
-    """How many seeds the variants have, and which ones have another number than most."""
+    """How many seeds the variants have, and which ones have another number than most; single ones by their names."""
     seeds = data.groupby("variant")["seed"].unique()
     usual = seeds[seeds.map(len) == seeds.map(len).mode().max()].iloc[0]
+    if len(usual) == 1:
+        names = {variant: count_of(own) for variant, own in seeds.items()}
+        alike = len(set(names.values())) == 1
+        return count_of(usual) if alike else ", ".join(f"{variant}: {name}" for variant, name in names.items())
     others = [f"{variant}: {len(own)}" for variant, own in seeds.items() if len(own) != len(usual)]
     return count_of(usual) + (f" ({', '.join(others)})" if others else "")
 

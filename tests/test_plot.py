@@ -253,3 +253,13 @@ def test_atari_scores_name_the_57_games():
     roms = {rom.replace("_", "") for rom in ale_py.roms.get_all_rom_ids()}
     assert {game.lower() for game in games.index} <= roms
     assert not games.isna().any(axis=None)
+
+
+def test_captions_name_single_seeds_that_differ():
+    def seeds_of(**seeds):
+        rows = [{"variant": variant, "seed": seed} for variant, own in seeds.items() for seed in own]
+        return plot.seeds_of(pd.DataFrame(rows))
+
+    assert seeds_of(a=[1], b=[1]) == "seed 1"
+    assert seeds_of(a=[23], b=[1]) == "a: seed 23, b: seed 1"
+    assert seeds_of(a=[1, 2], b=[1, 2], c=[1]) == "2 seeds (c: 1)"
