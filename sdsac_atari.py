@@ -83,7 +83,7 @@ class Args:
     """if toggled, CUDA is used where it is available"""
     compile: bool = torch.cuda.is_available()
     """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler; on
-    by default where there is a GPU, whose updates then take two thirds of the time; a CPU gains little to a third"""
+    by default where there is a GPU, whose updates then take two thirds of the time; a CPU gains less, or nothing"""
     track: bool = False
     """if toggled, this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"

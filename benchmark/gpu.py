@@ -174,20 +174,15 @@ def main(args: Args) -> None:
         rows = []
         for k, setting in enumerate(SETTINGS):
             measured[k].append(measure(setting))
-            row = {name: middle([figures[name] for figures in measured[k]]) for name in COLUMNS}
+            row = {name: round(median(figures[name] for figures in measured[k]), 4) for name in COLUMNS}
             rows.append({"device": torch.cuda.get_device_name(), "torch": torch.__version__} | asdict(setting) | row)
             graph, compiled = ("yes" if on else "no" for on in (setting.graph, setting.compile))
-            values = "".join(f"{'' if value is None else f'{value:,.3f}':>11}" for value in row.values())
+            values = "".join(f"{value:>11,.3f}" for value in row.values())
             print(f"{setting.num_envs:12}{setting.update_frequency:12}{graph:>7}{compiled:>9}{values}", flush=True)
         with results.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-
-
-def middle(values: list) -> float | None:
-    """The median, or None where nothing was measured."""
-    return None if None in values else round(median(values), 4)
 
 
 if __name__ == "__main__":

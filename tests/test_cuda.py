@@ -102,12 +102,8 @@ def test_one_update_is_that_of_the_cpu(script, captures, compile):
 @SCRIPTS
 @FORMS
 def test_curves_of_200_updates_lie_on_those_of_the_cpu(script, captures, compile):
-    flags = {
-        "batch_size": 8,
-        "policy_lr": 1e-4,
-        "q_lr": 1e-4,
-        "beta": 0.1,
-    }  # slow, for rounding grows faster in fast ones
+    # slow, for rounding grows faster in fast ones
+    flags = {"batch_size": 8, "policy_lr": 1e-4, "q_lr": 1e-4, "beta": 0.1}
     cpu = make_updater(script, "cpu", **flags)
     gpu = make_updater(script, "cuda", captures, compile=compile, **flags)
     curves = [[], []]

@@ -167,4 +167,4 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys):
 @pytest.mark.skipif(not sdsac_atari.BF16["cpu"], reason="200 updates take a minute where bfloat16 is emulated")
 def test_curves_of_200_updates_lie_together_in_bfloat16():
     values, _ = curves(sdsac_atari, *pair(sdsac_atari), batch_size=8)
-    assert distances(values).max() < 0.2
+    assert distances(values).max() < 0.15
