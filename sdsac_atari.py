@@ -81,9 +81,9 @@ class Args:
     """if toggled, cuDNN uses deterministic algorithms only"""
     cuda: bool = True
     """if toggled, CUDA is used where it is available"""
-    compile: bool = torch.cuda.is_available()
-    """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler; on
-    by default where there is a GPU, whose updates then take two thirds of the time; a CPU gains less, or nothing"""
+    compile: bool = True
+    """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler;
+    updates then take two thirds of the time"""
     track: bool = False
     """if toggled, this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"
@@ -267,6 +267,24 @@ def check_env_id(env_id: str) -> None:
 # Networks
 
 
+class BlockConv2d(nn.Conv2d):
+    """An 8 x 8 convolution of stride 4 on frames that are cut into blocks of 4 x 4 pixels, a channel per pixel of the
+    block. There it is a 2 x 2 convolution of stride 1: the same sums, of a form that is faster.
+    """
+
+    def forward(self, blocks: Tensor) -> Tensor:
+        weight = self.weight.unflatten(3, (2, 4)).unflatten(2, (2, 4))  # (32, 4, 2, 4, 2, 4)
+        weight = weight.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # (32, 64, 2, 2)
+        return F.conv2d(blocks, weight, self.bias)
+
+
+class FlattenChannelsLast(nn.Module):
+    """(B, C, H, W) -> (B, HWC), the order in which features lie in memory here: nothing is moved."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.permute(0, 2, 3, 1).flatten(1)
+
+
 class Encoder(nn.Module):
     """The NatureCNN that actor and critics share: pixels (B, 4, 84, 84) uint8 -> features (B, 512) float32."""
 
@@ -275,14 +293,14 @@ class Encoder(nn.Module):
     def __init__(self, observation_shape: tuple[int, ...]):
         super().__init__()
         self.network = nn.Sequential(
-            nn.Conv2d(observation_shape[0], 32, 8, stride=4),
+            BlockConv2d(observation_shape[0], 32, 8, stride=4),
             nn.ReLU(),
             nn.Conv2d(32, 64, 4, stride=2),
             nn.ReLU(),
             nn.Conv2d(64, 64, 3, stride=1),
             nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * 7 * 7, self.num_features),
+            FlattenChannelsLast(),
+            nn.Linear(7 * 7 * 64, self.num_features),
             nn.ReLU(),
         )
         for layer in self.network:  # PyTorch's own start is a 36th as sensitive to the frame: layers die of it
@@ -293,10 +311,13 @@ class Encoder(nn.Module):
 
     @staticmethod
     def scale(observations: Tensor) -> Tensor:
-        """uint8 -> [0, 1]; what `update` passes through several networks it scales once."""
+        """uint8 (B, 4, 84, 84) -> [0, 1], in blocks of 4 x 4 pixels (B, 64, 21, 21); what `update` passes through
+        several networks it scales once.
+        """
         dtype = torch.bfloat16 if BF16.get(observations.device.type, False) else torch.float32
-        pixels = observations.permute(0, 2, 3, 1).to(dtype)  # before they are laid out, for bytes are slow to move
-        return pixels.contiguous().permute(0, 3, 1, 2).div_(255)
+        words = observations.view(torch.int32).unflatten(2, (21, 4))  # four pixels at a time, for bytes are slow to move
+        blocks = words.permute(0, 2, 4, 1, 3).contiguous().view(torch.uint8).flatten(3)  # (B, 21, 21, 64)
+        return blocks.to(dtype).div_(255).permute(0, 3, 1, 2)
 
     def forward(self, observations: Tensor) -> Tensor:
         pixels = self.scale(observations) if observations.dtype == torch.uint8 else observations
@@ -668,7 +689,7 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
     alpha = agent.log_alpha.detach().exp()
     actions = batch.actions.unsqueeze(1)  # (B, 1)
 
-    both = Encoder.scale(torch.cat([batch.observations, batch.next_observations]))  # (2B, *observation_shape)
+    both = torch.cat([Encoder.scale(batch.observations), Encoder.scale(batch.next_observations)])
     observations, next_observations = both.chunk(2)
 
     # Target y = R + gamma^k V'(s'): R and s' of the k <= n steps taken, V' = 0 where they ended in termination. Heads
@@ -1290,6 +1311,7 @@ def train(args: Args) -> Path:
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = args.torch_deterministic
+    torch.set_flush_denormal(True)  # Adam's moments of dead units decay to denormal numbers, which slow a CPU down
     buffer_bytes = ReplayBuffer.nbytes(args.buffer_size, observation_shape)
     if not ReplayBuffer.fits(args.buffer_size, observation_shape, device):
         check_memory(args, buffer_bytes)

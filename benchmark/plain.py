@@ -21,6 +21,7 @@ class PlainAgent:
         copies = [copy.deepcopy(n) for n in networks] if separate else copy.deepcopy(networks)
         for network in copies:
             network.to(memory_format=torch.contiguous_format)
+            make_plain(network.encoder)
         self.actor, self.qf1, self.qf2, self.qf1_target, self.qf2_target = copies
         self.log_alpha = agent.log_alpha.detach().clone().requires_grad_(args.autotune)
         self.actor_parameters = [*(self.actor if separate else self.actor.head).parameters()]
@@ -29,6 +30,13 @@ class PlainAgent:
         self.actor_optimizer = torch.optim.Adam(self.actor_parameters, args.policy_lr, foreach=False)
         self.q_optimizer = torch.optim.Adam(self.critic_parameters, args.q_lr, foreach=False)
         self.a_optimizer = torch.optim.Adam([self.log_alpha], args.q_lr, foreach=False)
+
+
+def make_plain(encoder) -> None:
+    """Gives an encoder, if it has convolutions, those of torch on whole frames."""
+    if hasattr(encoder, "network"):
+        encoder.network[0].__class__ = torch.nn.Conv2d
+        encoder.scale = lambda observations: observations.float() / 255
 
 
 def plain_update(script: ModuleType, agent: PlainAgent, batch, args) -> dict[str, torch.Tensor]:

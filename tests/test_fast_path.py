@@ -149,6 +149,17 @@ def test_compiled_updates_are_the_plain_ones(capsys):
     assert "not compiled" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("float32")
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiled_update_on_pixels_is_the_plain_one(capsys):
+    args, agent, plain = pair(sdsac_atari, moved_targets=True)
+    (batch,) = make_batches(sdsac_atari, 1, 8)
+    metrics = sdsac_atari.update(agent, batch, args, sdsac_atari.compiled(sdsac_atari.gradients))
+    for tag, value in plain_update(sdsac_atari, plain, plainly(batch), args).items():
+        torch.testing.assert_close(metrics[tag], value, rtol=1e-5, atol=1e-6, msg=tag)
+    assert "not compiled" not in capsys.readouterr().out
+
+
 def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys):
     def failing(function, fullgraph):
         def fail(*args):

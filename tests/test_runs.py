@@ -552,6 +552,16 @@ def test_compile_hands_the_gradients_of_every_update_to_the_compiled_form(script
     assert 2 * calls["compiled"] == calls["update"] > 0
 
 
+@both_scripts
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot flush denormal numbers")
+def test_training_flushes_denormal_numbers(script):
+    """Adam's moments of dead units end as such, and make its steps several times as slow."""
+    torch.set_flush_denormal(False)
+    assert torch.tensor([1e-38]) * 0.1 > 0
+    script.train(tiny_args(script))
+    assert torch.tensor([1e-38]) * 0.1 == 0
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The same text in both scripts
 
