@@ -315,7 +315,7 @@ class Encoder(nn.Module):
         several networks it scales once.
         """
         dtype = torch.bfloat16 if BF16.get(observations.device.type, False) else torch.float32
-        words = observations.view(torch.int32).unflatten(2, (21, 4))  # four pixels at a time, for bytes are slow to move
+        words = observations.view(torch.int32).unflatten(2, (21, 4))  # four pixels each; bytes are slow to move
         blocks = words.permute(0, 2, 4, 1, 3).contiguous().view(torch.uint8).flatten(3)  # (B, 21, 21, 64)
         return blocks.to(dtype).div_(255).permute(0, 3, 1, 2)
 

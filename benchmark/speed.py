@@ -56,7 +56,10 @@ class Args:
     rounds: int = 3
     """how often every contestant is measured"""
     updates: int = 300
-    """updates per measurement, after 50 that are not counted"""
+    """updates per measurement"""
+    skipped: int = 50
+    """updates before the measurement; after a thousand or two, dead units have left denormal numbers in Adam's moments,
+    which slow those down that do not flush them"""
     threads: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     """threads of each contestant"""
     venvs: Path = VENVS
@@ -69,7 +72,8 @@ class Args:
 
 
 def measure(python: str, name: str, task: str, args: Args) -> dict[str, float]:
-    command = [python, str(HERE / "speed_contestants.py"), name, task, str(args.threads), str(args.updates)]
+    numbers = map(str, (args.threads, args.skipped, args.updates))
+    command = [python, str(HERE / "speed_contestants.py"), name, task, *numbers]
     environment = os.environ | {"LAUNCHED": repr(time.time()), "OMP_NUM_THREADS": str(args.threads)}
     environment["CLEANRL"] = str(args.cleanrl and args.cleanrl.resolve())
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
@@ -105,7 +109,8 @@ def chart(rows: list[dict], args: Args, caption: str) -> None:
 def main(args: Args) -> None:
     args.results.mkdir(parents=True, exist_ok=True)
     caption = (
-        f"{processor()}, {args.threads} threads, torch {version('torch')}; medians of {args.rounds} alternating rounds"
+        f"{processor()}, {args.threads} threads, torch {version('torch')}; medians of {args.rounds} alternating rounds "
+        f"of {args.updates} updates, after {args.skipped}"
     )
     print(caption)
     rows = []

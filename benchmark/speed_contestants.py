@@ -1,10 +1,10 @@
 """One contestant of benchmark/speed.py, in its own process and virtual environment.
 
-python benchmark/speed_contestants.py NAME TASK THREADS UPDATES
+python benchmark/speed_contestants.py NAME TASK THREADS SKIPPED UPDATES
 prints {"steps_per_s", "updates_per_s", "startup_s", "peak_mb"} as JSON in its last line.
 
-Every contestant trains with its own loop: its update is wrapped by a clock, which starts at the 50th update and stops
-the program UPDATES later. Start-up runs from the launch of the process to the end of the first update.
+Every contestant trains with its own loop: its update is wrapped by a clock, which starts after SKIPPED updates and
+stops the program UPDATES later. Start-up runs from the launch of the process to the end of the first update.
 """
 
 import json
@@ -18,8 +18,7 @@ from pathlib import Path
 
 LAUNCHED = float(os.environ["LAUNCHED"])
 NAME, TASK = sys.argv[1:3]
-THREADS, UPDATES = map(int, sys.argv[3:5])
-SKIPPED = 50
+THREADS, SKIPPED, UPDATES = map(int, sys.argv[3:6])
 STARTS = 256 if TASK == "classic" else 2_000  # steps before the first update
 
 
