@@ -1,7 +1,7 @@
 """Steps and updates per second of the learning phase, start-up time and peak memory: this project and its peers, one
 after the other in every round, each in a process of its own.
 
-python benchmark/speed.py                                 all tasks, 3 rounds; 6 minutes on 2 cores with --updates 100
+python benchmark/speed.py                                 all tasks, 3 rounds; 15 minutes on 2 cores with --updates 150
 python benchmark/speed.py --tasks classic --threads 1 --results DIRECTORY
 
 Peers come from PyPI into virtual environments below --venvs, made at the first call. Figures go to
@@ -36,13 +36,15 @@ CONTESTANTS = {  # name: the virtual environment, None for this one
     "sb3-dqn": "sb3",
     "tianshou": "tianshou",
 }
-TASKS = {
+TASKS = {  # name: its title, the updates before the measurement, who takes part
     "classic": (
         "CartPole-v1, batch 256, one update per step",
+        2_000,  # by then dead units have left denormal numbers in Adam's moments, where they are not flushed to zero
         ["this project", "with --compile", "sb3-soft", "tianshou", "sb3-dqn"],
     ),
     "atari": (
         "Breakout, batch 64, one update per 4 steps",
+        50,
         ["this project", "with --compile", "plain form", "cleanrl", "sb3-soft", "sb3-dqn"],
     ),
 }
@@ -56,10 +58,7 @@ class Args:
     rounds: int = 3
     """how often every contestant is measured"""
     updates: int = 300
-    """updates per measurement"""
-    skipped: int = 50
-    """updates before the measurement; after a thousand or two, dead units have left denormal numbers in Adam's moments,
-    which slow those down that do not flush them"""
+    """updates per measurement, after those of TASKS that are not counted"""
     threads: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     """threads of each contestant"""
     venvs: Path = VENVS
@@ -72,7 +71,7 @@ class Args:
 
 
 def measure(python: str, name: str, task: str, args: Args) -> dict[str, float]:
-    numbers = map(str, (args.threads, args.skipped, args.updates))
+    numbers = map(str, (args.threads, TASKS[task][1], args.updates))
     command = [python, str(HERE / "speed_contestants.py"), name, task, *numbers]
     environment = os.environ | {"LAUNCHED": repr(time.time()), "OMP_NUM_THREADS": str(args.threads)}
     environment["CLEANRL"] = str(args.cleanrl and args.cleanrl.resolve())
@@ -91,7 +90,7 @@ def processor() -> str:
 def chart(rows: list[dict], args: Args, caption: str) -> None:
     figure, axes = plt.subplots(1, len(args.tasks), figsize=(5 * len(args.tasks), 3.2), layout="constrained")
     for axis, task in zip([axes] if len(args.tasks) == 1 else axes, args.tasks, strict=True):
-        title, names = TASKS[task]
+        title, _, names = TASKS[task]
         names = [name for name in names if any((row["task"], row["name"]) == (task, name) for row in rows)]
         for k, name in enumerate(reversed(names)):
             values = [row["steps_per_s"] for row in rows if (row["task"], row["name"]) == (task, name)]
@@ -109,13 +108,12 @@ def chart(rows: list[dict], args: Args, caption: str) -> None:
 def main(args: Args) -> None:
     args.results.mkdir(parents=True, exist_ok=True)
     caption = (
-        f"{processor()}, {args.threads} threads, torch {version('torch')}; medians of {args.rounds} alternating rounds "
-        f"of {args.updates} updates, after {args.skipped}"
+        f"{processor()}, {args.threads} threads, torch {version('torch')}; medians of {args.rounds} alternating rounds"
     )
     print(caption)
     rows = []
     for task in args.tasks:
-        title, names = TASKS[task]
+        title, _, names = TASKS[task]
         if not args.cleanrl:
             names = [name for name in names if name != "cleanrl"]
         for venv in sorted({CONTESTANTS[name] for name in names} - {None}):
