@@ -82,8 +82,8 @@ class Args:
     cuda: bool = True
     """if toggled, CUDA is used where it is available"""
     compile: bool = True
-    """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler;
-    updates then take two thirds of the time"""
+    """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler; a
+    GPU's updates then take two thirds of the time, a CPU's up to a third less"""
     track: bool = False
     """if toggled, this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"
@@ -269,7 +269,7 @@ def check_env_id(env_id: str) -> None:
 
 class BlockConv2d(nn.Conv2d):
     """An 8 x 8 convolution of stride 4 on frames that are cut into blocks of 4 x 4 pixels, a channel per pixel of the
-    block. There it is a 2 x 2 convolution of stride 1: the same sums, of a form that is faster.
+    block: (B, 64, 21, 21) -> (B, 32, 20, 20). There it is a 2 x 2 convolution of stride 1: the same sums, faster.
     """
 
     def forward(self, blocks: Tensor) -> Tensor:
@@ -286,13 +286,15 @@ class FlattenChannelsLast(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The NatureCNN that actor and critics share: pixels (B, 4, 84, 84) uint8 -> features (B, 512) float32."""
+    """The NatureCNN that actor and critics share: pixels (B, 4, 84, 84) uint8, or what `scale` made of them -> features
+    (B, 512) float32.
+    """
 
     num_features = 512
 
     def __init__(self, observation_shape: tuple[int, ...]):
         super().__init__()
-        self.network = nn.Sequential(
+        self.layers = nn.Sequential(
             BlockConv2d(observation_shape[0], 32, 8, stride=4),
             nn.ReLU(),
             nn.Conv2d(32, 64, 4, stride=2),
@@ -303,16 +305,16 @@ class Encoder(nn.Module):
             nn.Linear(7 * 7 * 64, self.num_features),
             nn.ReLU(),
         )
-        for layer in self.network:  # PyTorch's own start is a 36th as sensitive to the frame: layers die of it
+        for layer in self.layers:  # PyTorch's own start is a 36th as sensitive to the frame: layers die of it
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.orthogonal_(layer.weight, math.sqrt(2))
                 nn.init.zeros_(layer.bias)
-        self.network.to(memory_format=torch.channels_last)  # as `scale` lays out the pixels
+        self.layers.to(memory_format=torch.channels_last)  # as `scale` lays out the pixels
 
     @staticmethod
     def scale(observations: Tensor) -> Tensor:
-        """uint8 (B, 4, 84, 84) -> [0, 1], in blocks of 4 x 4 pixels (B, 64, 21, 21); what `update` passes through
-        several networks it scales once.
+        """Contiguous uint8 (B, 4, 84, 84) -> [0, 1], in blocks of 4 x 4 pixels (B, 64, 21, 21); what `update` passes
+        through several networks it scales once.
         """
         dtype = torch.bfloat16 if BF16.get(observations.device.type, False) else torch.float32
         words = observations.view(torch.int32).unflatten(2, (21, 4))  # four pixels each; bytes are slow to move
@@ -322,7 +324,7 @@ class Encoder(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         pixels = self.scale(observations) if observations.dtype == torch.uint8 else observations
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.dtype == torch.bfloat16):
-            return self.network(pixels).float()
+            return self.layers(pixels).float()
 
 
 class Actor(nn.Module):
@@ -689,7 +691,7 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
     alpha = agent.log_alpha.detach().exp()
     actions = batch.actions.unsqueeze(1)  # (B, 1)
 
-    both = torch.cat([Encoder.scale(batch.observations), Encoder.scale(batch.next_observations)])
+    both = torch.cat([Encoder.scale(batch.observations), Encoder.scale(batch.next_observations)])  # 2B rows
     observations, next_observations = both.chunk(2)
 
     # Target y = R + gamma^k V'(s'): R and s' of the k <= n steps taken, V' = 0 where they ended in termination. Heads
@@ -1311,7 +1313,8 @@ def train(args: Args) -> Path:
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    torch.set_flush_denormal(True)  # Adam's moments of dead units decay to denormal numbers, which slow a CPU down
+    # Adam's moments of dead units decay to denormal numbers, which slow a CPU down. Later threads inherit this
+    torch.set_flush_denormal(True)
     buffer_bytes = ReplayBuffer.nbytes(args.buffer_size, observation_shape)
     if not ReplayBuffer.fits(args.buffer_size, observation_shape, device):
         check_memory(args, buffer_bytes)
@@ -1342,7 +1345,7 @@ def train(args: Args) -> Path:
         f"device: {device}; writing to {run_dir}"
     )
     if device.type == "cpu":
-        rate = 100 if BF16["cpu"] else 40  # measured, with AVX-512 BF16 and without
+        rate = 100 if BF16["cpu"] else 40  # roughly, as measured with AVX-512 BF16 and without
         print(f"no CUDA: expect some {rate} steps per second on 2 cores, {1e6 / rate / 3600:.0f} hours for a million")
 
     observations, infos = envs.reset(seed=environment_seeds(seeds, args.num_envs))

@@ -625,7 +625,7 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
     alpha = agent.log_alpha.detach().exp()
     actions = batch.actions.unsqueeze(1)  # (B, 1)
 
-    both = torch.cat([Encoder.scale(batch.observations), Encoder.scale(batch.next_observations)])
+    both = torch.cat([Encoder.scale(batch.observations), Encoder.scale(batch.next_observations)])  # 2B rows
     observations, next_observations = both.chunk(2)
 
     # Target y = R + gamma^k V'(s'): R and s' of the k <= n steps taken, V' = 0 where they ended in termination. Heads
@@ -1210,7 +1210,8 @@ def train(args: Args) -> Path:
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    torch.set_flush_denormal(True)  # Adam's moments of dead units decay to denormal numbers, which slow a CPU down
+    # Adam's moments of dead units decay to denormal numbers, which slow a CPU down. Later threads inherit this
+    torch.set_flush_denormal(True)
     buffer_bytes = ReplayBuffer.nbytes(args.buffer_size, observation_shape)
     check_memory(args, buffer_bytes)
     # A second thread makes an update of 64 rows some 10% faster, one of 256 by a third (measured); more were not tried

@@ -4,13 +4,12 @@ python benchmark/denormals.py                                       CartPole-v1,
 python benchmark/denormals.py --script sdsac_atari --env-id PongNoFrameskip-v4 --total-timesteps 40000
 
 Where a unit is dead its gradients are 0, and Adam's running means of them halve every 7 updates: after some 800 they
-are denormal numbers (below 1.2e-38), which processors are slow with. The scripts flush them to zero. This trains a
-script with one seed, flushed and not, in processes of their own, and prints the median milliseconds of `update` in
-each tenth of the run.
+are denormal numbers (below 1.2e-38), which processors are slow with, and stay so. The scripts flush them to zero. This
+trains a script with one seed, not compiled, flushed and not, in processes of their own, and prints the median
+milliseconds of `update` in each tenth of the run.
 """
 
 import importlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,7 @@ from statistics import median
 
 import tyro
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 @dataclass
@@ -59,7 +57,6 @@ def train(args: Args) -> None:
         return metrics
 
     script.update = timed
-    os.chdir(tempfile.mkdtemp())
     flags = {"env_id": args.env_id, "total_timesteps": args.total_timesteps, "cuda": False, "compile": False}
     script.train(script.Args(**flags, checkpoint_frequency=args.total_timesteps))
     tenth = len(times) // 10
@@ -70,13 +67,14 @@ def main(args: Args) -> None:
     if args.here is not None:
         return train(args)
     for _ in range(args.rounds):
-        for flush in ("True", "False"):
-            command = [sys.executable, __file__, *sys.argv[1:], "--here", flush]
-            done = subprocess.run(command, capture_output=True, text=True)
+        for flush in (True, False):
+            command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--here", str(flush)]
+            with tempfile.TemporaryDirectory() as directory:
+                done = subprocess.run(command, capture_output=True, text=True, cwd=directory)
             if done.returncode:
                 raise RuntimeError(done.stderr[-2000:])
             tenths = "".join(f"{float(ms):7.2f}" for ms in done.stdout.splitlines()[-1].split())
-            print(f"{'flushed' if flush == 'True' else 'as they are':12}{tenths} ms", flush=True)
+            print(f"{'flushed' if flush else 'as they are':12}{tenths} ms", flush=True)
 
 
 if __name__ == "__main__":

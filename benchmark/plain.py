@@ -33,9 +33,11 @@ class PlainAgent:
 
 
 def make_plain(encoder) -> None:
-    """Gives an encoder, if it has convolutions, those of torch on whole frames."""
-    if hasattr(encoder, "network"):
-        encoder.network[0].__class__ = torch.nn.Conv2d
+    """Gives an encoder, if it has convolutions, torch's on whole frames. The linear layer still takes features in the
+    script's order, for the weights are the script's.
+    """
+    if hasattr(encoder, "layers"):
+        encoder.layers[0].__class__ = torch.nn.Conv2d
         encoder.scale = lambda observations: observations.float() / 255
 
 

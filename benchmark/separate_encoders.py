@@ -3,8 +3,8 @@ place of the one that the script's networks share.
 
     python benchmark/separate_encoders.py --env-id PongNoFrameskip-v4 --total-timesteps 150000 --seed 3
 
-Takes the script's flags; --compile does nothing here. The actor's loss trains the actor's own encoder; all else is as
-in the script, precision and memory layout included.
+Takes the script's flags; --compile, the default, does nothing here. The actor's loss trains the actor's own encoder;
+all else is as in the script, precision and memory layout included.
 """
 
 import copy

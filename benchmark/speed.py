@@ -1,7 +1,7 @@
 """Steps and updates per second of the learning phase, start-up time and peak memory: this project and its peers, one
 after the other in every round, each in a process of its own.
 
-python benchmark/speed.py                                 all tasks, 3 rounds; 15 minutes on 2 cores with --updates 150
+python benchmark/speed.py --updates 150                   all tasks, 3 rounds; 15 minutes on 2 cores
 python benchmark/speed.py --tasks classic --threads 1 --results DIRECTORY
 
 Peers come from PyPI into virtual environments below --venvs, made at the first call. Figures go to
@@ -39,7 +39,7 @@ CONTESTANTS = {  # name: the virtual environment, None for this one
 TASKS = {  # name: its title, the updates before the measurement, who takes part
     "classic": (
         "CartPole-v1, batch 256, one update per step",
-        2_000,  # by then dead units have left denormal numbers in Adam's moments, where they are not flushed to zero
+        2_000,  # by then dead units may have left denormal numbers in Adam's moments, if not flushed to zero
         ["this project", "with --compile", "sb3-soft", "tianshou", "sb3-dqn"],
     ),
     "atari": (
@@ -58,7 +58,7 @@ class Args:
     rounds: int = 3
     """how often every contestant is measured"""
     updates: int = 300
-    """updates per measurement, after those of TASKS that are not counted"""
+    """updates per measurement, after 2,000 (classic) or 50 (atari) that are not counted"""
     threads: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     """threads of each contestant"""
     venvs: Path = VENVS

@@ -24,7 +24,7 @@ FLAGS = {
     sdsac_classic: {"total_timesteps": 700, "learning_starts": 100, "buffer_size": 300},
     sdsac_atari: {
         **{"env_id": SHORT_GAMES, "total_timesteps": 700, "learning_starts": 200, "buffer_size": 400},
-        **{"num_envs": 2, "batch_size": 8, "update_frequency": 20, "cuda": False},
+        **{"num_envs": 2, "batch_size": 8, "update_frequency": 20, "cuda": False, "compile": False},
     },
 }
 

@@ -22,7 +22,7 @@ def test_the_encoder_outlives_the_beginning_of_pong(tmp_path, monkeypatch):
     """From PyTorch's own weights the features hardly differ between states, by 0.0018, and soon not at all."""
     monkeypatch.chdir(tmp_path)
     flags = {"env_id": "PongNoFrameskip-v4", "learning_starts": 2_000, "total_timesteps": 2_400, "buffer_size": 5_000}
-    run_dir = sdsac_atari.train(sdsac_atari.Args(seed=22, cuda=False, **flags))
+    run_dir = sdsac_atari.train(sdsac_atari.Args(seed=22, cuda=False, compile=False, **flags))
     agent, args = sdsac_atari.load_agent(run_dir / "agent.pt", "cpu")
     envs, rng = sdsac_atari.make_envs(args, 8), np.random.default_rng(0)
     envs.reset(seed=np.arange(8))

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 CLASSIC = {"total_timesteps": 1500, "learning_starts": 200, "checkpoint_frequency": 250, "buffer_size": 600}
 SHORT_ATARI = {"total_timesteps": 1000, "learning_starts": 100, "checkpoint_frequency": 200, "buffer_size": 400}
 SHORT_ATARI |= {"env_id": "BreakoutNoFrameskip-v4", "num_envs": 2, "batch_size": 8, "update_frequency": 10}
+SHORT_ATARI |= {"compile": False}
 SHORT_GAMES = "ShortBreakoutNoFrameskip-v4"  # 200 frames, 50 agent steps
 gym.register(
     SHORT_GAMES,
@@ -48,7 +49,8 @@ def in_a_directory_of_its_own(tmp_path, monkeypatch):
 def start(script, **flags):
     command = [sys.executable, "-u", str(ROOT / f"{script}.py")]
     for name, value in flags.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
+        flag = name.replace("_", "-")
+        command += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
