@@ -952,7 +952,10 @@ def play(args: Args) -> None:
     check_args(args)
     check_env_id(args.env_id)
     path = agent_file(args.evaluate)
-    agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    try:
+        agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    except RuntimeError as error:
+        refuse(f"--evaluate {path}: of other networks than this script's ({str(error).partition(chr(10))[0]})")
     print(f"{trained.env_id}, from a run of {trained.total_timesteps:,} steps with seed {trained.seed}: {path}")
     print(f"{'':8}{'mean':>9}{'deviation':>11}{'median':>9}{'min':>9}{'max':>9}{'distinct':>10}{'episodes':>10}")
     for mode, greedy in (("greedy", True), ("sampled", False)):
@@ -1247,7 +1250,8 @@ def train(args: Args) -> Path:
         try:
             loop = load_checkpoint(run_dir, agent, buffer, device)
         except Exception as error:  # as many as there are ways to damage a file
-            refuse(f"--resume {run_dir}: its checkpoint cannot be read ({type(error).__name__}: {error})")
+            cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            refuse(f"--resume {run_dir}: its checkpoint cannot be read ({cause})")
         global_step, updates, logged, checkpoints, evaluations = loop["counts"]
         last_returns.extend(loop["last_returns"])
         metrics = loop["metrics"]

@@ -526,6 +526,17 @@ def test_a_damaged_replay_is_refused(short_run, tmp_path, capsys):
         assert (run_dir / "replay" / "another").exists()
 
 
+def test_weights_of_other_networks_are_refused(short_run, tmp_path, capsys):
+    run_dir = Path(shutil.copytree(short_run, tmp_path / "copy"))
+    for name in ("agent.pt", "checkpoint.pt"):
+        state = torch.load(run_dir / name, weights_only=True)
+        for owner in (state, state.get("agent", state)):
+            owner["qf1"] = {f"old.{key}": value for key, value in owner["qf1"].items()}
+        torch.save(state, run_dir / name)
+    assert "SoftQNetwork" in refused(capsys, resume=run_dir)
+    assert "SoftQNetwork" in refused(capsys, evaluate=run_dir)
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
     class Harmful:
         def __reduce__(self):
