@@ -1058,7 +1058,7 @@ def play(args: Args) -> None:
     try:
         agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     except RuntimeError as error:
-        refuse(f"--evaluate {path}: of other networks than this script's ({str(error).partition(chr(10))[0]})")
+        refuse(f"--evaluate {path}: cannot be loaded ({str(error).partition(chr(10))[0]})")
     print(f"{trained.env_id}, from a run of {trained.total_timesteps:,} steps with seed {trained.seed}: {path}")
     print(f"{'':8}{'mean':>9}{'deviation':>11}{'median':>9}{'min':>9}{'max':>9}{'distinct':>10}{'episodes':>10}")
     for mode, greedy in (("greedy", True), ("sampled", False)):
