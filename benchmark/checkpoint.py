@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import tyro
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sdsac_atari
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import tyro
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sdsac_atari
 import sdsac_classic
 

@@ -8,7 +8,7 @@ Takes the script's flags.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sdsac_atari as script
 
 if __name__ == "__main__":

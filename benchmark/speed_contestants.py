@@ -50,7 +50,7 @@ class Clock:
 def this_project() -> None:
     """CartPole: batch 256, one update per step, two layers of 256. Breakout: the defaults, one update per 4 steps."""
     compile = NAME == "with --compile"
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     if TASK == "classic":
         import sdsac_classic as script
 
@@ -67,7 +67,7 @@ def this_project() -> None:
 
 def plain_form() -> None:
     """This project on Breakout with the update of plain.py: three encoders, float32, default layout, plain Adam."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import plain
 
     import sdsac_atari as script
