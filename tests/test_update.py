@@ -12,7 +12,7 @@ from torch import nn
 
 import sdsac_atari
 import sdsac_classic
-from benchmark import decoupled_entropy
+from benchmark import decoupled_entropy, switched_n
 
 torch.set_num_threads(1)
 
@@ -148,6 +148,23 @@ def test_decoupled_entropy_leaves_the_bonus_out_of_the_target_alone(monkeypatch)
     agree(q1, q)
     agree(q2, q)
     agree(learned_pi, pi)
+
+
+def test_switched_n_shortens_the_chains_from_its_step_on(monkeypatch):
+    """A switch that comes early, late or never, or leaves the longer chain's discount: rewards are 1, gamma is 1/2, so
+    a chain of three steps is worth 1.75 and of one step 1."""
+    monkeypatch.setattr(sdsac_classic, "ReplayBuffer", sdsac_classic.ReplayBuffer)  # which it patches
+    switched_n.switch(sdsac_classic, 20, 1)
+    buffer = sdsac_classic.ReplayBuffer(100, 2, (1,), n_step=3, gamma=0.5)
+    no, one = np.zeros(2, bool), np.ones(2)
+    for step in range(12):  # of two environments
+        buffer.add(np.full((2, 1), step), one, one, no, no, one, no)
+        if step >= 3:
+            batch = buffer.sample(8)
+            long = step < 9
+            assert (batch.rewards == (1.75 if long else 1)).all()
+            assert (batch.discounts == (0.125 if long else 0.5)).all()
+            assert (batch.next_observations - batch.observations == (3 if long else 1)).all()
 
 
 def test_three_steps_under_the_behaviour_policy():
