@@ -12,7 +12,7 @@ from torch import nn
 
 import sdsac_atari
 import sdsac_classic
-from benchmark import decoupled_entropy, switched_n
+from benchmark import decoupled_entropy, hidden_heads, switched_n
 
 torch.set_num_threads(1)
 
@@ -165,6 +165,36 @@ def test_switched_n_shortens_the_chains_from_its_step_on(monkeypatch):
             assert (batch.rewards == (1.75 if long else 1)).all()
             assert (batch.discounts == (0.125 if long else 0.5)).all()
             assert (batch.next_observations - batch.observations == (3 if long else 1)).all()
+
+
+@pytest.mark.parametrize(("heads_on", "features"), [("convolutions", 3136), ("features", 512)])
+def test_hidden_heads_learn_each_from_its_own_loss(monkeypatch, heads_on, features):
+    """A hidden layer that no optimiser steps or no target follows, one that heads share, an actor that trains what the
+    critics share."""
+    for name in ("Encoder", "Actor", "SoftQNetwork"):  # which it patches
+        monkeypatch.setattr(sdsac_atari, name, getattr(sdsac_atari, name))
+    hidden_heads.use_hidden_heads(sdsac_atari, heads_on)
+    torch.manual_seed(1)
+    frames = torch.randint(256, (2, 8, 4, 84, 84), dtype=torch.uint8)
+    ones = torch.ones(8)
+    batch = sdsac_atari.Batch(frames[0], torch.arange(8) % 6, ones, ones, frames[1], ones)
+    for policy_lr, q_lr in ((1e-3, 0.0), (0.0, 1e-3)):
+        args = sdsac_atari.Args(policy_lr=policy_lr, q_lr=q_lr)
+        agent = sdsac_atari.make_agent(args, (4, 84, 84), 6, "cpu")
+        parts = ("encoder", "encoder_target", "actor", "qf1", "qf2", "qf1_target", "qf2_target")
+        weights = {
+            f"{part}.{name}": weight
+            for part in parts
+            for name, weight in getattr(agent, part).named_parameters()
+            if not (part.startswith(("actor", "qf")) and name.startswith("encoder"))
+        }
+        assert weights["actor.head.hidden.weight"].shape == (512, features)
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        sdsac_atari.update(agent, batch, args)
+        moved = {name for name, weight in weights.items() if not weight.equal(before[name])}
+        actors = {f"actor.head.{layer}.{kind}" for layer in ("hidden", "output") for kind in ("weight", "bias")}
+        assert moved == (actors if policy_lr else set(weights) - actors)
+        assert not agent.qf1.head.hidden.weight.equal(agent.qf2.head.hidden.weight)
 
 
 def test_three_steps_under_the_behaviour_policy():
