@@ -321,6 +321,7 @@ def main() -> None:
     if is_atari(args.env_id) and args.peer != "sb3-dqn":
         parser.error(f"--env-id {args.env_id}: Atari is for sb3-dqn alone")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    torch.set_flush_denormal(True)  # as this project's scripts do: the same numbers in Adam, sooner
     run = Run(args)
     run.finish(PEERS[args.peer](run))
 
