@@ -3,7 +3,7 @@ convolutions, which is all that they then share, or on the 512 features that the
 
     python benchmark/hidden_heads.py --heads-on convolutions --env-id BreakoutNoFrameskip-v4 --total-timesteps 150000
 
-All other flags are the script's.
+All other flags are the script's; --resume and --evaluate of such runs need this script, too.
 """
 
 import math
@@ -61,8 +61,8 @@ def with_head(network: type[nn.Module]) -> type[nn.Module]:
     return WithHead
 
 
-def use_hidden_heads(script, heads_on: str) -> None:
-    """Patches the module `script`: networks that it makes from now on have a hidden layer in each head."""
+def use_hidden_heads(heads_on: str) -> None:
+    """Networks that the script makes from now on have a hidden layer in each head."""
     if heads_on == "convolutions":
         script.Encoder = Convolutions
     script.Actor, script.SoftQNetwork = with_head(script.Actor), with_head(script.SoftQNetwork)
@@ -70,5 +70,5 @@ def use_hidden_heads(script, heads_on: str) -> None:
 
 if __name__ == "__main__":
     script.Args = Args
-    use_hidden_heads(script, script.read_args().heads_on)
+    use_hidden_heads(script.read_args().heads_on)
     script.main()

@@ -173,7 +173,7 @@ def test_hidden_heads_learn_each_from_its_own_loss(monkeypatch, heads_on, featur
     critics share."""
     for name in ("Encoder", "Actor", "SoftQNetwork"):  # which it patches
         monkeypatch.setattr(sdsac_atari, name, getattr(sdsac_atari, name))
-    hidden_heads.use_hidden_heads(sdsac_atari, heads_on)
+    hidden_heads.use_hidden_heads(heads_on)
     torch.manual_seed(1)
     frames = torch.randint(256, (2, 8, 4, 84, 84), dtype=torch.uint8)
     ones = torch.ones(8)
