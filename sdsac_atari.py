@@ -15,7 +15,7 @@
 
     python sdsac_atari.py                                    BreakoutNoFrameskip-v4, on CUDA where there is one
     python sdsac_atari.py --env-id ALE/Pong-v5 --seed 2      any game of the ALE (here with sticky actions)
-    python sdsac_atari.py --no-double-average --no-q-clip --no-entropy-penalty        vanilla discrete SAC
+    python sdsac_atari.py --no-double-average --no-q-clip --no-entropy-penalty        vanilla discrete SAC's losses
     tensorboard --logdir runs                                the curves
 
 Sources: Zhou et al. 2024, "Revisiting Discrete Soft Actor-Critic" (TMLR, arXiv:2209.10081): the algorithm;
@@ -65,6 +65,7 @@ LINES = {  # of tqdm, without a terminal: one every half minute, with the rate s
 }
 FILM_PACKAGES = {"moviepy": "moviepy", "cv2": "opencv-python-headless"}  # module: what pip calls it
 PROBE_PROBABILITY = 0.01  # chance per step of environment 0 that the diagnostics begin to follow a pair
+NEGLIGIBLE = 1e-3  # discount from which on what follows is left to the critics' estimate
 FRAME_SKIP = 4  # frames that each action is repeated for; the last two are maxed
 GREEDY_EPSILON = 0.01  # share of random actions in greedy play, so that none stands still before an unserved ball
 # Where the encoder is in bfloat16, which is faster there (but not on GPUs older than Ampere)
@@ -83,7 +84,7 @@ class Args:
     """if toggled, CUDA is used where it is available"""
     compile: bool = True
     """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler; a
-    GPU's updates then take two thirds of the time, a CPU's up to a third less"""
+    GPU's updates then take two thirds of the time, a CPU's up to a fifth less"""
     track: bool = False
     """if toggled, this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"
@@ -896,54 +897,54 @@ def exponential_noise(num_envs: int, num_actions: int, generator: torch.Generato
 
 
 class ReturnProbe:
-    """Follows one state-action pair at a time: what the critics predicted and what really followed.
+    """Follows state-action pairs of one environment: what the critics predicted and what really followed.
 
-    The prediction is the twins' mean when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1}
-    gamma^{jn} H_{t+jn}, for a soft Q contains the entropy at each bootstrap; up to termination as the learner sees it,
-    or to truncation, where gamma^k V of the last observation stands for the rest.
+    Each step begins a pair with the same probability, wherever in an episode it is. The prediction is the twins' mean
+    when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1} gamma^{jn} H_{t+jn}, for a soft Q
+    contains the entropy at each bootstrap; up to termination as the learner sees it, or to truncation or a gamma^k
+    below NEGLIGIBLE, where gamma^k V of the last observation stands for the rest.
     """
 
     def __init__(self, args: Args, seed: np.random.SeedSequence):
         self.args, self.rng = args, np.random.default_rng(seed)
-        self.length = 0  # steps followed so far; 0 while none is
-        self.predicted = self.followed = self.alpha = 0.0
+        self.pairs = []  # under way: steps followed so far, prediction, what followed, temperature at the first step
 
     @torch.no_grad()
     def follow(self, agent, observation, action, reward, terminated, truncated, entropy, next_observation):
         """Takes one real step: observations (1, ...), host arrays as the networks take them; the rest are scalars.
 
-        Returns (predicted, followed) when the pair's chain has ended, else None.
+        Returns (predicted, followed) of the pairs that end with it, a list.
         """
         gamma, n_step, device = self.args.gamma, self.args.n_step, agent.log_alpha.device
         reward, entropy = float(reward), float(entropy)  # NumPy's would make sums depend on where a run was resumed
-        if self.length == 0:
-            if self.rng.random() >= PROBE_PROBABILITY:
-                return None
+        if self.rng.random() < PROBE_PROBABILITY:
             observation = torch.as_tensor(observation, device=device)
             q = (agent.qf1(observation) + agent.qf2(observation)) / 2
-            self.predicted, self.followed, self.alpha = q[0, action].item(), 0.0, agent.log_alpha.exp().item()
-        elif self.length % n_step == 0:
-            self.followed += gamma**self.length * self.alpha * entropy
-        self.followed += gamma**self.length * reward
-        self.length += 1
-        if not (terminated or truncated):
-            return None
-        if not terminated:
-            next_observation = torch.as_tensor(next_observation, device=device)
-            log_pi = F.log_softmax(agent.actor(next_observation), dim=1)
-            q = (agent.qf1(next_observation) + agent.qf2(next_observation)) / 2
-            self.followed += gamma**self.length * soft_value(q, log_pi, self.alpha).item()
-        self.length = 0
-        return self.predicted, self.followed
+            self.pairs.append((0, q[0, action].item(), 0.0, agent.log_alpha.exp().item()))
+        under_way, finished = [], []
+        for length, predicted, followed, alpha in self.pairs:
+            if length > 0 and length % n_step == 0:
+                followed += gamma**length * alpha * entropy
+            followed += gamma**length * reward
+            length += 1
+            if not (terminated or truncated) and gamma**length >= NEGLIGIBLE:
+                under_way.append((length, predicted, followed, alpha))
+                continue
+            if not terminated:
+                next_observation = torch.as_tensor(next_observation, device=device)
+                log_pi = F.log_softmax(agent.actor(next_observation), dim=1)
+                q = (agent.qf1(next_observation) + agent.qf2(next_observation)) / 2
+                followed += gamma**length * soft_value(q, log_pi, alpha).item()
+            finished.append((predicted, followed))
+        self.pairs = under_way
+        return finished
 
     def state(self) -> dict:
         """What `restore` takes."""
-        pair = (self.length, self.predicted, self.followed, self.alpha)
-        return {"rng": self.rng.bit_generator.state, "pair": pair}
+        return {"rng": self.rng.bit_generator.state, "pairs": self.pairs}
 
     def restore(self, state: dict) -> None:
-        self.rng.bit_generator.state = state["rng"]
-        self.length, self.predicted, self.followed, self.alpha = state["pair"]
+        self.rng.bit_generator.state, self.pairs = state["rng"], state["pairs"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1371,7 +1372,7 @@ def train(args: Args) -> Path:
         observations, infos = envs.reset(
             seed=environment_seeds(np.random.SeedSequence((args.seed, 2, global_step)), args.num_envs)
         )
-        tracker, probe.length = GameTracker(infos), 0
+        tracker, probe.pairs = GameTracker(infos), []
         print(f"resumed at step {global_step:,}; the games that were under way are lost, and new ones begin")
         (run_dir / "agent.pt").unlink(missing_ok=True)  # of a finished run that is made longer
     writer = make_writer(args, run_dir, global_step + 1 if args.resume else None)
@@ -1396,6 +1397,8 @@ def train(args: Args) -> Path:
     style = {} if sys.stderr.isatty() else LINES  # a bar, or a plain line every half minute
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", **style)
     with StopSignals() as stop, disk_trouble(run_dir), closing(writer), closing(envs), closing(bar):
+        if args.resume:
+            checkpoint()  # with the new --total-timesteps, if one was given: nothing else remembers it
         while True:
             # Evaluate
             if args.eval_frequency and global_step // args.eval_frequency > evaluations:
@@ -1450,10 +1453,10 @@ def train(args: Args) -> Path:
                 bar.set_postfix(mean_return=f"{np.mean(last_returns):.1f}", refresh=False)
             if global_step > args.learning_starts and not resets[0]:
                 step0 = (actions[0], rewards[0], terminated[0], truncated[0], entropies[0])
-                pair = probe.follow(agent, observations[:1], *step0, next_observations[:1])
-                if pair:
-                    writer.add_scalar("diagnostics/q_predicted", pair[0], global_step)
-                    writer.add_scalar("diagnostics/q_monte_carlo", pair[1], global_step)
+                pairs = probe.follow(agent, observations[:1], *step0, next_observations[:1])
+                for predicted, followed in pairs:
+                    writer.add_scalar("diagnostics/q_predicted", predicted, global_step)
+                    writer.add_scalar("diagnostics/q_monte_carlo", followed, global_step)
             observations = next_observations
 
             # Log

@@ -14,7 +14,7 @@
 
     python sdsac_classic.py                                  CartPole-v1, some minutes on a CPU
     python sdsac_classic.py --env-id Acrobot-v1 --seed 2     any Gymnasium id with discrete actions
-    python sdsac_classic.py --no-double-average --no-q-clip --no-entropy-penalty      vanilla discrete SAC
+    python sdsac_classic.py --no-double-average --no-q-clip --no-entropy-penalty      vanilla discrete SAC's losses
     tensorboard --logdir runs                                the curves
 
 Sources: Zhou et al. 2024, "Revisiting Discrete Soft Actor-Critic" (TMLR, arXiv:2209.10081): the algorithm;
@@ -60,6 +60,7 @@ LINES = {  # of tqdm, without a terminal: one every half minute, with the rate s
 FILM_PACKAGES = {"moviepy": "moviepy", "pygame": "pygame"}  # module: what pip calls it
 EVALUATION_LIMIT = 1_000  # steps of an episode in evaluation where the environment sets no limit
 PROBE_PROBABILITY = 0.01  # chance per step of environment 0 that the diagnostics begin to follow a pair
+NEGLIGIBLE = 1e-3  # discount from which on what follows is left to the critics' estimate
 
 
 @dataclass
@@ -252,18 +253,25 @@ class EpisodeTracker:
         """What `restore` takes."""
         return {"episodes": self.episodes, "returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
 
-    def restore(self, state: dict, ended) -> None:
-        """Plays the unfinished episodes again; `ended`, (E,) bool, marks environments that reset in their next step."""
+    def restore(self, state: dict, observations, ended) -> bool:
+        """Plays the unfinished episodes again; `ended`, (E,) bool, marks environments that reset in their next step.
+
+        Returns whether they lead to `observations` (E, D) again: not so where an environment draws from elsewhere than
+        its `np_random`.
+        """
         self.episodes = state["episodes"]
         self.returns, self.lengths = np.array(state["returns"]), np.array(state["lengths"])
-        for env, episode, over in zip(self.envs.envs, self.episodes, ended, strict=True):
+        self.envs._autoreset_envs = np.array(ended)
+        same = True
+        for env, episode, expected, over in zip(self.envs.envs, self.episodes, observations, ended, strict=True):
             if "rng" in episode:
                 env.unwrapped.np_random.bit_generator.state = episode["rng"]
             if not over:
-                env.reset(seed=episode.get("seed"))
+                observation, _ = env.reset(seed=episode.get("seed"))
                 for action in episode["actions"]:
-                    env.step(action)
-        self.envs._autoreset_envs = np.array(ended)
+                    observation, *_ = env.step(action)
+                same &= np.array_equal(observation, expected, equal_nan=True)
+        return same
 
 
 def check_env_id(env_id: str) -> None:
@@ -455,6 +463,13 @@ class ReplayBuffer:
     def sample(self, batch_size: int) -> Batch:
         """`batch_size` transitions, drawn uniformly with replacement from all valid ones; there must be one."""
         return self.batch(*(to_device(part, self.device) for part in self.pick(batch_size)))
+
+    def cut(self, observations) -> None:
+        """Ends all episodes here as truncated, `observations` (E, D) being their last: they are not resumed."""
+        newest = (self.steps - 1) % self.rows * self.num_envs
+        self.ended[newest : newest + self.num_envs] = True
+        nothing = np.zeros(self.num_envs, bool)
+        self.add(observations, nothing, nothing, nothing, nothing, nothing, ~nothing)
 
     def column(self, name: str) -> Tensor:
         """One of COLUMNS as (rows, E, ...), sharing its memory."""
@@ -830,54 +845,54 @@ def exponential_noise(num_envs: int, num_actions: int, generator: torch.Generato
 
 
 class ReturnProbe:
-    """Follows one state-action pair at a time: what the critics predicted and what really followed.
+    """Follows state-action pairs of one environment: what the critics predicted and what really followed.
 
-    The prediction is the twins' mean when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1}
-    gamma^{jn} H_{t+jn}, for a soft Q contains the entropy at each bootstrap; up to termination as the learner sees it,
-    or to truncation, where gamma^k V of the last observation stands for the rest.
+    Each step begins a pair with the same probability, wherever in an episode it is. The prediction is the twins' mean
+    when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1} gamma^{jn} H_{t+jn}, for a soft Q
+    contains the entropy at each bootstrap; up to termination as the learner sees it, or to truncation or a gamma^k
+    below NEGLIGIBLE, where gamma^k V of the last observation stands for the rest.
     """
 
     def __init__(self, args: Args, seed: np.random.SeedSequence):
         self.args, self.rng = args, np.random.default_rng(seed)
-        self.length = 0  # steps followed so far; 0 while none is
-        self.predicted = self.followed = self.alpha = 0.0
+        self.pairs = []  # under way: steps followed so far, prediction, what followed, temperature at the first step
 
     @torch.no_grad()
     def follow(self, agent, observation, action, reward, terminated, truncated, entropy, next_observation):
         """Takes one real step: observations (1, ...), host arrays as the networks take them; the rest are scalars.
 
-        Returns (predicted, followed) when the pair's chain has ended, else None.
+        Returns (predicted, followed) of the pairs that end with it, a list.
         """
         gamma, n_step, device = self.args.gamma, self.args.n_step, agent.log_alpha.device
         reward, entropy = float(reward), float(entropy)  # NumPy's would make sums depend on where a run was resumed
-        if self.length == 0:
-            if self.rng.random() >= PROBE_PROBABILITY:
-                return None
+        if self.rng.random() < PROBE_PROBABILITY:
             observation = torch.as_tensor(observation, device=device)
             q = (agent.qf1(observation) + agent.qf2(observation)) / 2
-            self.predicted, self.followed, self.alpha = q[0, action].item(), 0.0, agent.log_alpha.exp().item()
-        elif self.length % n_step == 0:
-            self.followed += gamma**self.length * self.alpha * entropy
-        self.followed += gamma**self.length * reward
-        self.length += 1
-        if not (terminated or truncated):
-            return None
-        if not terminated:
-            next_observation = torch.as_tensor(next_observation, device=device)
-            log_pi = F.log_softmax(agent.actor(next_observation), dim=1)
-            q = (agent.qf1(next_observation) + agent.qf2(next_observation)) / 2
-            self.followed += gamma**self.length * soft_value(q, log_pi, self.alpha).item()
-        self.length = 0
-        return self.predicted, self.followed
+            self.pairs.append((0, q[0, action].item(), 0.0, agent.log_alpha.exp().item()))
+        under_way, finished = [], []
+        for length, predicted, followed, alpha in self.pairs:
+            if length > 0 and length % n_step == 0:
+                followed += gamma**length * alpha * entropy
+            followed += gamma**length * reward
+            length += 1
+            if not (terminated or truncated) and gamma**length >= NEGLIGIBLE:
+                under_way.append((length, predicted, followed, alpha))
+                continue
+            if not terminated:
+                next_observation = torch.as_tensor(next_observation, device=device)
+                log_pi = F.log_softmax(agent.actor(next_observation), dim=1)
+                q = (agent.qf1(next_observation) + agent.qf2(next_observation)) / 2
+                followed += gamma**length * soft_value(q, log_pi, alpha).item()
+            finished.append((predicted, followed))
+        self.pairs = under_way
+        return finished
 
     def state(self) -> dict:
         """What `restore` takes."""
-        pair = (self.length, self.predicted, self.followed, self.alpha)
-        return {"rng": self.rng.bit_generator.state, "pair": pair}
+        return {"rng": self.rng.bit_generator.state, "pairs": self.pairs}
 
     def restore(self, state: dict) -> None:
-        self.rng.bit_generator.state = state["rng"]
-        self.length, self.predicted, self.followed, self.alpha = state["pair"]
+        self.rng.bit_generator.state, self.pairs = state["rng"], state["pairs"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -887,7 +902,8 @@ class ReturnProbe:
 def evaluation_limit(args: Args) -> int | None:
     """Steps after which an episode is cut off in evaluation where the environment has no limit itself: a greedy agent
     can stand still for ever."""
-    return EVALUATION_LIMIT if gym.spec(args.env_id).max_episode_steps is None else None
+    with closing(gym.make(args.env_id, disable_env_checker=True)) as env:  # gym.spec does not know `module:id`
+        return EVALUATION_LIMIT if env.spec.max_episode_steps is None else None
 
 
 @torch.no_grad()
@@ -1259,8 +1275,14 @@ def train(args: Args) -> Path:
         generator.set_state(loop["generator"].cpu())
         probe.restore(loop["probe"])
         observations, resets = loop["observations"].cpu().numpy(), loop["resets"].cpu().numpy()
-        tracker.restore(loop["tracker"], resets)
+        same = tracker.restore(loop["tracker"], observations, resets)
         print(f"resumed at step {global_step:,}")
+        if not same:
+            print("the environment does not repeat its unfinished episodes: they are cut off, and new ones begin")
+            buffer.cut(observations)
+            env_seeds = environment_seeds(np.random.SeedSequence((args.seed, 2, global_step)), args.num_envs)
+            observations, _ = envs.reset(seed=env_seeds)
+            tracker, probe.pairs, resets = EpisodeTracker(envs, env_seeds), [], np.zeros(args.num_envs, bool)
         (run_dir / "agent.pt").unlink(missing_ok=True)  # of a finished run that is made longer
     writer = make_writer(args, run_dir, global_step + 1 if args.resume else None)
 
@@ -1286,6 +1308,8 @@ def train(args: Args) -> Path:
     style = {} if sys.stderr.isatty() else LINES  # a bar, or a plain line every half minute
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit=" steps", **style)
     with StopSignals() as stop, disk_trouble(run_dir), closing(writer), closing(envs), closing(bar):
+        if args.resume:
+            checkpoint()  # with the new --total-timesteps, if one was given: nothing else remembers it
         while True:
             # Evaluate
             if args.eval_frequency and global_step // args.eval_frequency > evaluations:
@@ -1334,10 +1358,10 @@ def train(args: Args) -> Path:
                 bar.set_postfix(mean_return=f"{np.mean(last_returns):.1f}", refresh=False)
             if global_step > args.learning_starts and not resets[0]:
                 step0 = (actions[0], rewards[0], terminated[0], truncated[0], entropies[0])
-                pair = probe.follow(agent, inputs[:1], *step0, next_observations[:1].astype(np.float32))
-                if pair:
-                    writer.add_scalar("diagnostics/q_predicted", pair[0], global_step)
-                    writer.add_scalar("diagnostics/q_monte_carlo", pair[1], global_step)
+                pairs = probe.follow(agent, inputs[:1], *step0, next_observations[:1].astype(np.float32))
+                for predicted, followed in pairs:
+                    writer.add_scalar("diagnostics/q_predicted", predicted, global_step)
+                    writer.add_scalar("diagnostics/q_monte_carlo", followed, global_step)
             observations, resets = next_observations, terminated | truncated
 
             # Learn: as many updates as are due, whatever the number of environments

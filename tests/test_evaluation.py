@@ -79,6 +79,18 @@ def test_each_environment_plays_its_quota():
     assert sorted(returns) == sorted(expected)
 
 
+def test_environments_of_a_module_are_found_by_its_name(tmp_path, monkeypatch):
+    """`module:id`, Gymnasium's way to one's own environments: trained, evaluated on the way, and played."""
+    (tmp_path / "own_environments.py").write_text(
+        "import gymnasium as gym\ngym.register('Own-v0', entry_point='gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    flags = {"env_id": "own_environments:Own-v0", "total_timesteps": 200, "learning_starts": 100}
+    run_dir = sdsac_classic.train(sdsac_classic.Args(**flags, eval_frequency=100, eval_episodes=1))
+    sdsac_classic.main(["--evaluate", str(run_dir), "--eval-episodes", "1"])
+
+
 @SCRIPTS
 def test_evaluation_is_fixed_by_its_seed(script):
     agent, args = small_agent(script, FLAGS[script].get("env_id", "CartPole-v1"))

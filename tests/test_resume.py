@@ -64,12 +64,14 @@ def run_until_finished(script, run_dir):
 
 
 def interrupt(process, number, delay):
-    """Sends the signal `delay` seconds after the process's first checkpoint; the run's directory, status and output."""
+    """Sends the signal `delay` seconds after the process's first checkpoint, or its second if it is a resumed run,
+    which begins with one; the run's directory, status and output."""
     before = {path: path.stat().st_ino for path in Path("runs").glob("*/checkpoint.pt")}
-    found = []
-    while not found and process.poll() is None:
+    found, awaited = [], 2 if before else 1
+    while awaited and process.poll() is None:
         now = {path: path.stat().st_ino for path in Path("runs").glob("*/checkpoint.pt")}
-        found = [path for path, inode in now.items() if before.get(path) != inode]
+        changed = [path for path, inode in now.items() if before.get(path) != inode]
+        found, awaited, before = changed or found, awaited - bool(changed), now
         time.sleep(0.002)
     time.sleep(delay)
     process.send_signal(number)
@@ -499,6 +501,64 @@ def refused(capsys, **flags):
 def test_a_finished_run_can_be_made_longer(short_run):
     sdsac_classic.main(["--resume", str(short_run), "--total-timesteps", "400"])
     assert sdsac_classic.load_agent(short_run / "agent.pt", "cpu")[1].total_timesteps == 400
+
+
+@SCRIPTS
+def test_a_run_that_is_made_longer_and_killed_at_once_stays_longer(script, monkeypatch):
+    flags = SHORT_ATARI if script is sdsac_atari else CLASSIC
+    run_dir = script.train(script.Args(**flags))
+    longer = flags["total_timesteps"] + 100
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Updater, "__call__", lambda self: os._exit(9))  # what follows SIGKILL: nothing
+        if os.fork() == 0:
+            try:
+                script.main(["--resume", str(run_dir), "--total-timesteps", str(longer)])
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+    assert not (run_dir / "agent.pt").exists()
+    script.main(["--resume", str(run_dir)])
+    assert script.load_agent(run_dir / "agent.pt", "cpu")[1].total_timesteps == longer
+
+
+class Unrepeatable(gym.Env):
+    """Draws from the module's generator, which no seed of Gymnasium's reaches."""
+
+    observation_space = gym.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.array([random.random(), 0], np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.array([random.random(), self.steps / 100], np.float32), 1.0, self.steps == 100, False, {}
+
+
+gym.register("Unrepeatable-v0", entry_point=Unrepeatable)
+
+
+def test_episodes_that_do_not_repeat_are_cut_off_where_the_run_is_resumed(monkeypatch, capsys):
+    """Or the buffer would hold a step from where the checkpoint was to where the new episode is."""
+    flags = CLASSIC | {"env_id": "Unrepeatable-v0", "num_envs": 2, "total_timesteps": 531}
+    run_dir = sdsac_classic.train(sdsac_classic.Args(**flags))
+    assert "cut off" not in capsys.readouterr().out
+    buffers, cut = [], sdsac_classic.ReplayBuffer.cut
+    monkeypatch.setattr(sdsac_classic.ReplayBuffer, "cut", lambda self, x: (buffers.append(self), cut(self, x)))
+    sdsac_classic.main(["--resume", str(run_dir), "--total-timesteps", "700"])
+    assert "does not repeat its unfinished episodes: they are cut off" in capsys.readouterr().out
+    (buffer,) = buffers
+    newest = np.arange(buffer.steps - buffer.rows, buffer.steps) % buffer.rows  # oldest first
+    ages = buffer.column("observations")[newest, :, 1].numpy() * 100
+    goes_on = ~(buffer.column("ended") | buffer.column("resets"))[newest].numpy()
+    assert goes_on.sum() > 200
+    for env in range(2):  # a row that goes on is followed by its episode's next step, of either part of the run
+        (rows,) = np.nonzero(goes_on[:-1, env])
+        assert ages[rows + 1, env] == pytest.approx(ages[rows, env] + 1, abs=1e-3)
+    (cuts,) = np.nonzero((buffer.column("ended") & ~buffer.column("terminated"))[newest].all(1).numpy())
+    assert len(cuts) == 1
 
 
 def test_flags_that_contradict_the_run_are_refused(short_run, capsys):

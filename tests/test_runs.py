@@ -472,13 +472,14 @@ VALUE_AT_THE_END = 0.25 * (20 - 0.5 * math.log(0.25)) + 0.75 * (50 - 0.5 * math.
         (7, 0.0),
     ],
 )
-def test_return_probe_adds_up_what_followed(script, n_step, bootstrapped_entropy, truncated):
+def test_return_probe_adds_up_what_followed(script, n_step, bootstrapped_entropy, truncated, monkeypatch):
     probe = script.ReturnProbe(script.Args(gamma=0.9, n_step=n_step), np.random.SeedSequence(0))
     agent = fake_agent()
     for _ in range(2):  # the second pair starts afresh
         for k in range(5):
             last = k == 4
-            pair = probe.follow(
+            monkeypatch.setattr(script, "PROBE_PROBABILITY", float(k == 0))
+            pairs = probe.follow(
                 agent if k == 0 else replace_q_and_alpha(agent, last),
                 torch.tensor([[3.0 if k == 0 else 99.0]]),
                 1,
@@ -488,8 +489,8 @@ def test_return_probe_adds_up_what_followed(script, n_step, bootstrapped_entropy
                 ENTROPIES[k],
                 torch.tensor([[10.0 if last else 99.0]]),
             )
-            assert (pair is None) == (not last)
-        predicted, followed = pair
+            assert len(pairs) == last
+        ((predicted, followed),) = pairs
         assert predicted == pytest.approx(3.0 * (2 + 8) / 2, rel=1e-6)
         expected = DISCOUNTED_REWARDS + 0.5 * bootstrapped_entropy + truncated * 0.9**5 * VALUE_AT_THE_END
         assert followed == pytest.approx(expected, rel=1e-6)
@@ -514,9 +515,10 @@ def test_return_probe_adds_up_to_the_same_bits_wherever_it_is_restored(script, m
                 state = probe.state()
                 probe = script.ReturnProbe(script.Args(n_step=3), np.random.SeedSequence(1))
                 probe.restore(state)
-            pair = probe.follow(fake_agent(), x, 0, rewards[k], k == 29, False, entropies[k], x)
-        return pair
+            pairs = probe.follow(fake_agent(), x, 0, rewards[k], k == 29, False, entropies[k], x)
+        return pairs
 
+    assert len(follow(restored=False)) == 30
     assert follow(restored=True) == follow(restored=False)
 
 
@@ -526,11 +528,35 @@ def test_return_probe_follows_the_share_of_steps_it_is_told(script, monkeypatch)
         monkeypatch.setattr(script, "PROBE_PROBABILITY", probability)
         probe = script.ReturnProbe(script.Args(), np.random.SeedSequence(0))
         x = torch.ones(1, 1)
-        return sum(probe.follow(fake_agent(), x, 0, 1.0, True, False, 0.1, x) is not None for _ in range(1_000))
+        return sum(len(probe.follow(fake_agent(), x, 0, 1.0, True, False, 0.1, x)) for _ in range(1_000))
 
     assert pairs(0.0) == 0
     assert pairs(1.0) == 1_000
     assert abs(pairs(0.1) - 100) < 4 * math.sqrt(1_000 * 0.1 * 0.9)
+
+
+@both_scripts
+def test_return_probe_follows_steps_from_all_over_an_episode(script, monkeypatch):
+    """As states are collected; not from its beginning more than from its end."""
+    monkeypatch.setattr(script, "PROBE_PROBABILITY", 0.05)
+    probe = script.ReturnProbe(script.Args(), np.random.SeedSequence(0))
+    starts = []
+    for _ in range(20):
+        for k in range(200):
+            x = torch.full((1, 1), float(k))  # of which action 0 has Q_1 = k, Q_2 = 3 k
+            starts += [p / 2 for p, _ in probe.follow(fake_agent(), x, 0, 0.0, k == 199, False, 0.1, x)]
+    counts = np.histogram(starts, bins=4, range=(0, 200))[0]
+    assert (np.abs(counts - 50) < 4 * math.sqrt(1_000 * 0.05 * 0.95)).all(), counts
+
+
+@both_scripts
+def test_return_probe_leaves_what_is_negligible_to_the_critics(script, monkeypatch):
+    probe = script.ReturnProbe(script.Args(gamma=0.5, n_step=100), np.random.SeedSequence(0))
+    for k in range(10):  # 2^-9 is above a thousandth, 2^-10 below it
+        monkeypatch.setattr(script, "PROBE_PROBABILITY", float(k == 0))
+        pairs = probe.follow(fake_agent(), torch.ones(1, 1), 0, 1.0, False, False, 0.1, torch.full((1, 1), 10.0))
+        assert len(pairs) == (k == 9)
+    assert pairs[0][1] == pytest.approx(2 - 2 * 0.5**10 + 0.5**10 * VALUE_AT_THE_END, rel=1e-6)
 
 
 @both_scripts
