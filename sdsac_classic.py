@@ -60,7 +60,7 @@ LINES = {  # of tqdm, without a terminal: one every half minute, with the rate s
 FILM_PACKAGES = {"moviepy": "moviepy", "pygame": "pygame"}  # module: what pip calls it
 EVALUATION_LIMIT = 1_000  # steps of an episode in evaluation where the environment sets no limit
 PROBE_PROBABILITY = 0.01  # chance per step of environment 0 that the diagnostics begin to follow a pair
-NEGLIGIBLE = 1e-3  # discount from which on what follows is left to the critics' estimate
+PROBE_LENGTH = 1_000  # steps that they follow it for; what comes after is left to the critics' estimate
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Args:
     resume: Path | None = None
     """directory of an interrupted run to go on with, to its --total-timesteps or to a larger one given here"""
     checkpoint_frequency: int = 10_000
-    """agent steps between checkpoints; one is also written at the end and on SIGTERM, SIGINT and SIGUSR1"""
+    """agent steps between checkpoints; one is also written at the end and on SIGTERM, SIGINT, SIGUSR1 and SIGHUP"""
     evaluate: Path | None = None
     """agent.pt, checkpoint.pt or a run's directory: plays it greedy and sampled and prints the returns; no training"""
     eval_episodes: int = 100
@@ -177,7 +177,7 @@ def check_args(args: Args) -> None:
     require(
         "learning_starts", first <= args.learning_starts <= last, f"from num_envs * (n_step + 1) = {first} to {last}"
     )
-    last = args.total_timesteps - args.learning_starts
+    last = args.total_timesteps - args.learning_starts - args.num_envs  # on Atari no update follows the last step
     require("update_frequency", 1 <= args.update_frequency <= last, f"from 1 to {last}, or there is no update")
     smallest = max(args.batch_size, args.num_envs * (args.n_step + 6))  # leaves valid rows wherever episodes end
     require("buffer_size", args.buffer_size >= smallest, f"at least {smallest}, for this batch, num_envs and n_step")
@@ -189,16 +189,21 @@ def check_args(args: Args) -> None:
 
 
 def available_memory() -> int:
-    """Bytes that this process may take: free on the machine, and allowed to its container or cluster job."""
+    """Bytes that this process may take: free on the machine, and left to its container or cluster job."""
     available = [psutil.virtual_memory().available]
-    with suppress(OSError):  # on Linux, the limits of its control groups, version 2 (no controllers) or 1
+    with suppress(OSError):  # on Linux, what the limits of its control groups leave, version 2 (no controllers) or 1
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            root, limit = ("memory", "memory.limit_in_bytes") if controllers else ("", "memory.max")
-            if controllers in ("", "memory"):
-                group = Path("/sys/fs/cgroup", root, path.strip("/"))
-                files = [folder / limit for folder in (group, *group.parents)]
-                available += [int(file.read_text()) for file in files if file.exists() and file.read_text() != "max\n"]
+            if controllers not in ("", "memory"):
+                continue
+            limit, usage = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+            group = Path("/sys/fs/cgroup", controllers, path.strip("/"))
+            for folder in (group, *group.parents):
+                file = folder / f"memory.{limit}"
+                if file.exists() and file.read_text() != "max\n":
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    used = int((folder / f"memory.{usage}").read_text()) - int(stat["inactive_file"])  # that is cache
+                    available.append(int(file.read_text()) - used)
     return min(available)
 
 
@@ -789,13 +794,13 @@ class Updater(Captured):
 
 def compiled(function: Callable) -> Callable:
     """`function` by torch.compile, the gradients that it takes included; as it is where that fails."""
-    torch._dynamo.config.trace_autograd_ops = True
     warnings.filterwarnings("ignore", module="torch._inductor")  # advice on speed
     fast = None
 
     def call(*args):
         nonlocal fast
         try:
+            torch._dynamo.config.trace_autograd_ops = True
             fast = fast or torch.compile(function, fullgraph=True)
             return fast(*args)
         except Exception as error:  # no C++ compiler, say; what is wrong with `function` itself, it raises again
@@ -849,8 +854,8 @@ class ReturnProbe:
 
     Each step begins a pair with the same probability, wherever in an episode it is. The prediction is the twins' mean
     when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1} gamma^{jn} H_{t+jn}, for a soft Q
-    contains the entropy at each bootstrap; up to termination as the learner sees it, or to truncation or a gamma^k
-    below NEGLIGIBLE, where gamma^k V of the last observation stands for the rest.
+    contains the entropy at each bootstrap; up to termination as the learner sees it, or to truncation or PROBE_LENGTH
+    steps, where gamma^k V of the last observation stands for the rest.
     """
 
     def __init__(self, args: Args, seed: np.random.SeedSequence):
@@ -875,7 +880,7 @@ class ReturnProbe:
                 followed += gamma**length * alpha * entropy
             followed += gamma**length * reward
             length += 1
-            if not (terminated or truncated) and gamma**length >= NEGLIGIBLE:
+            if not (terminated or truncated) and length < PROBE_LENGTH:
                 under_way.append((length, predicted, followed, alpha))
                 continue
             if not terminated:
@@ -1121,15 +1126,18 @@ def disk_trouble(run_dir: Path) -> Iterator[None]:
 
 
 class StopSignals:
-    """Notes SIGTERM, SIGINT and, where it exists, SIGUSR1 (what schedulers send before they kill), for the loop to act
-    on after its step. A SIGINT after any of them ends the program at once.
+    """Notes SIGTERM, SIGINT and, where they exist, SIGUSR1 (what schedulers send before they kill) and SIGHUP (the
+    terminal is closed), for the loop to act on after its step. A SIGINT after any of them ends the program at once.
     """
 
-    NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+    NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
     def __enter__(self) -> "StopSignals":
         self.received = None
-        self.before = {n: signal.signal(n, self.note) for n in (getattr(signal, x, None) for x in self.NAMES) if n}
+        numbers = [getattr(signal, name) for name in self.NAMES if hasattr(signal, name)]
+        if signal.getsignal(numbers[-1]) == signal.SIG_IGN:  # by nohup
+            numbers.pop()
+        self.before = {number: signal.signal(number, self.note) for number in numbers}
         return self
 
     def note(self, number: int, frame) -> None:

@@ -139,7 +139,9 @@ def test_a_buffer_that_is_larger_than_the_free_memory(script, monkeypatch, capsy
 @SCRIPTS
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_limits_of_containers_and_cluster_jobs_count(script, version, monkeypatch):
-    """Any of the control groups that the process is in can have a limit; version 2 writes `max` where there is none."""
+    """Any of the control groups that the process is in can have a limit; version 2 writes `max` where there is none.
+    What its processes have taken is not free any more, but for the cache.
+    """
     files = {
         1: {
             "/proc/self/cgroup": "5:cpu,cpuacct:/user\n4:memory:/slurm/job_7/step_0\n0::/",
@@ -153,10 +155,14 @@ def test_the_limits_of_containers_and_cluster_jobs_count(script, version, monkey
             "/sys/fs/cgroup/system.slice/memory.max": "3000000\n",
         },
     }[version]
+    for path in [path for path in files if "memory." in path]:
+        folder, _ = path.rsplit("/", 1)
+        files[f"{folder}/memory.{'usage_in_bytes' if version == 1 else 'current'}"] = "1200000\n"
+        files[f"{folder}/memory.stat"] = "anon 900000\ninactive_file 200000\nactive_file 100000\n"
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 5_000_000}))
     monkeypatch.setattr(Path, "exists", lambda path: str(path) in files)
     monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
-    assert script.available_memory() == 3_000_000
+    assert script.available_memory() == 2_000_000
 
 
 @SCRIPTS

@@ -96,7 +96,7 @@ def curves(run_dir):
     [
         ("CartPole-v1", [signal.SIGTERM, signal.SIGINT]),
         ("FrozenLake-v1", [signal.SIGKILL, signal.SIGKILL]),
-        ("Acrobot-v1", [signal.SIGUSR1]),
+        ("Acrobot-v1", [signal.SIGUSR1, signal.SIGHUP]),
     ],
 )
 def test_interrupted_classic_runs_end_as_uninterrupted_ones_bit_for_bit(env_id, signals):
@@ -248,6 +248,20 @@ def wait_in_the_update(directory):
 
     sdsac_classic.update = wait
     sdsac_classic.main(["--num-envs=1"])
+
+
+@SCRIPTS
+def test_what_nohup_ignores_stays_ignored(script):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with script.StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_sigint_ends_the_program_at_once(forkserver, tmp_path):
@@ -506,7 +520,7 @@ def test_a_finished_run_can_be_made_longer(short_run):
 @SCRIPTS
 def test_a_run_that_is_made_longer_and_killed_at_once_stays_longer(script, monkeypatch):
     flags = SHORT_ATARI if script is sdsac_atari else CLASSIC
-    run_dir = script.train(script.Args(**flags))
+    run_dir = script.train(script.Args(**flags, cuda=False))  # CUDA does not outlive a fork
     longer = flags["total_timesteps"] + 100
     with monkeypatch.context() as patch:
         patch.setattr(script.Updater, "__call__", lambda self: os._exit(9))  # what follows SIGKILL: nothing

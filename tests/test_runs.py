@@ -550,9 +550,10 @@ def test_return_probe_follows_steps_from_all_over_an_episode(script, monkeypatch
 
 
 @both_scripts
-def test_return_probe_leaves_what_is_negligible_to_the_critics(script, monkeypatch):
+def test_return_probe_leaves_what_comes_late_to_the_critics(script, monkeypatch):
+    monkeypatch.setattr(script, "PROBE_LENGTH", 10)
     probe = script.ReturnProbe(script.Args(gamma=0.5, n_step=100), np.random.SeedSequence(0))
-    for k in range(10):  # 2^-9 is above a thousandth, 2^-10 below it
+    for k in range(10):
         monkeypatch.setattr(script, "PROBE_PROBABILITY", float(k == 0))
         pairs = probe.follow(fake_agent(), torch.ones(1, 1), 0, 1.0, False, False, 0.1, torch.full((1, 1), 10.0))
         assert len(pairs) == (k == 9)
