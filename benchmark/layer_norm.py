@@ -4,12 +4,19 @@ python benchmark/layer_norm.py --env-id BreakoutNoFrameskip-v4 --total-timesteps
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sdsac_atari as script
+
+
+@dataclass
+class Args(script.Args):
+    exp_name: str = "layer_norm"
+    """the name of this experiment"""
 
 
 class Encoder(script.Encoder):
@@ -20,4 +27,5 @@ class Encoder(script.Encoder):
 
 if __name__ == "__main__":
     script.Encoder = Encoder
-    script.main(["--exp-name", "layer_norm", *sys.argv[1:]])
+    script.Args = Args
+    script.main()

@@ -254,6 +254,14 @@ def count_of(seeds) -> str:
     return f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
 
 
+def steps_of(data: pd.DataFrame) -> str:
+    """The steps of an environment's runs; from which to which where some end long before the longest."""
+    longest = to_budget(data["step"].max())
+    last_games = data.loc[data["metric"] == "last_20_episodes", "step"]
+    shortest = last_games.min()
+    return f"{longest:,} steps" if shortest > 0.9 * longest else f"{shortest:,.0f} to {last_games.max():,.0f} steps"
+
+
 def seeds_of(data: pd.DataFrame) -> str:
     """How many seeds the variants have, and which ones have another number than most; single ones by their names."""
     seeds = data.groupby("variant")["seed"].unique()
@@ -291,9 +299,7 @@ def markdown_table(data: pd.DataFrame, variants: list[str]) -> str:
         best = max(cell.mean() for cell in values.values())
         cells = [table_cell(values[variant], best) if variant in values else "" for variant in variants]
         lines.append(f"| {env_id} | {' | '.join(cells)} |")
-        caption.append(
-            f"{env_id}: {to_budget(own['step'].max()):,} steps, {seeds_of(own)}, {MEASURES[measures[env_id]]}."
-        )
+        caption.append(f"{env_id}: {steps_of(own)}, {seeds_of(own)}, {MEASURES[measures[env_id]]}.")
     return "\n".join([*lines, "", *caption])
 
 
@@ -467,9 +473,8 @@ def draw(data: pd.DataFrame, name: str, variants: list[str]) -> None:
     if not seeds:
         print("No aggregates: no seed that all variants have in an environment whose scores can be normalised.")
         return
-    steps = data.groupby("env_id")["step"].max()
-    left_out = sorted(set(steps.index) - set(tasks))
-    caption = ", ".join(f"{task} ({to_budget(steps[task]):,} steps)" for task in tasks)
+    left_out = sorted(set(data["env_id"]) - set(tasks))
+    caption = ", ".join(f"{task} ({steps_of(data[data['env_id'] == task])})" for task in tasks)
     caption += f", without {', '.join(left_out)}; " if left_out else "; "
     caption += f"{count_of(seeds)}, common to all variants; "
     caption += "95% stratified bootstrap intervals; " if len(seeds) > 1 else ""
@@ -491,7 +496,11 @@ def main(args: Args) -> None:
         if not runs and not earlier:
             sys.exit("no finished runs there (agent.pt beside TensorBoard events); --partial takes unfinished ones too")
         RESULTS.mkdir(exist_ok=True)
-        tidy(runs, earlier, args.bins).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+        rows = tidy(runs, earlier, args.bins)
+        before = set(pd.read_csv(path).groupby(COLUMNS[:3]).groups) if path.exists() else set()
+        if lost := len(before - set(rows.groupby(COLUMNS[:3]).groups)):
+            print(f"{lost} of {len(before)} cells that {path.name} had are not in --runs, so it loses them")
+        rows.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     data = select(pd.read_csv(path), {"env_id": args.environments, "variant": args.variants})
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     variants = list(args.variants) or sorted(data["variant"].unique())

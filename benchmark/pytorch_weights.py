@@ -6,11 +6,20 @@ Takes the script's flags.
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sdsac_atari as script
 
+
+@dataclass
+class Args(script.Args):
+    exp_name: str = "pytorch_weights"
+    """the name of this experiment"""
+
+
 if __name__ == "__main__":
     script.nn.init.orthogonal_ = script.nn.init.zeros_ = lambda weights, *args: weights
-    script.main(["--exp-name", "pytorch_weights", *sys.argv[1:]])
+    script.Args = Args
+    script.main()

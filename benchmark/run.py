@@ -62,7 +62,7 @@ class Args:
     time: int = 240
     """minutes after which Slurm stops a job, which is then requeued and goes on"""
     sbatch: tuple[str, ...] = ()
-    """more options of sbatch, as mem=8G gres=gpu:1"""
+    """more options of sbatch, as mem=8G gres=gpu:1 exclusive"""
 
 
 def refuse(message: str) -> NoReturn:
@@ -86,10 +86,13 @@ class Cell:
         return self.directory.name
 
     def state(self) -> str:
-        """finished, changed (finished, with other flags than the sweep has now), resumable or to do."""
-        if any(self.directory.glob("runs/*/agent.pt")):
-            return "finished" if (self.directory / "command.txt").read_text() == self.flags() else "changed"
-        return "resumable" if any(self.directory.glob("runs/*/checkpoint.pt")) else "to do"
+        """finished, resumable, changed (either, with other flags than the sweep has now) or to do."""
+        finished = any(self.directory.glob("runs/*/agent.pt"))
+        if not finished and not any(self.directory.glob("runs/*/checkpoint.pt")):
+            return "to do"
+        if (self.directory / "command.txt").read_text() != self.flags():
+            return "changed"
+        return "finished" if finished else "resumable"
 
     def flags(self) -> str:
         script, *flags = self.command
@@ -126,6 +129,11 @@ class Cell:
                 pass_fds=[lock.fileno()],  # the lock lives as long as the process, also when the launcher is killed
                 start_new_session=True,  # Ctrl-C comes from the launcher alone: scripts end at once at a second one
             )
+
+    def tidy_up(self) -> None:
+        """Deletes the replay buffer of a finished run: gigabytes for a game, and the run does not go on."""
+        for replay in self.directory.glob("runs/*/replay"):
+            shutil.rmtree(replay)
 
     def log(self) -> str:
         path = self.directory / "log.txt"
@@ -231,11 +239,13 @@ class Launcher:
             if state in ("resumable", "to do"):
                 self.running[cell] = (cell.start(lock, self.threads), lock)
                 continue
-            lock.close()
             if state == "finished":
+                cell.tidy_up()  # it may have finished after its launcher was killed
                 self.finished += 1
             else:
-                self.fail(cell, f"finished with other flags than {cell.directory.parent.name}.toml has now")
+                sweep = f"{cell.directory.parent.name}.toml"
+                self.fail(cell, f"run with other flags than {sweep} has now; to run it anew, delete {cell.directory}")
+            lock.close()
 
     def reap(self) -> None:
         """Takes note of the processes that have ended."""
@@ -244,9 +254,8 @@ class Launcher:
                 continue
             del self.running[cell]
             if cell.state() == "finished":
+                cell.tidy_up()
                 self.finished += 1
-                for replay in cell.directory.glob("runs/*/replay"):
-                    shutil.rmtree(replay)  # gigabytes for a game, and a finished cell does not go on
             elif not self.received:
                 said = [line for line in cell.log().splitlines() if line.strip()]
                 last = "\n".join(f"    {line}" for line in said[-5:])
@@ -272,17 +281,19 @@ class Launcher:
 
 
 class Job:
-    """A cell as a job of Slurm. submitit pickles it, and calls `checkpoint` before it requeues the job."""
+    """A cell as a job of Slurm, of so many minutes. submitit pickles it, and calls `checkpoint` to requeue it."""
 
-    def __init__(self, threads: int):
-        self.threads = threads
+    def __init__(self, threads: int, minutes: int):
+        self.threads, self.minutes = threads, minutes
 
     def __call__(self, cell: Cell) -> None:
-        requeue = signal.getsignal(signal.SIGUSR1)  # submitit's
+        requeue, start = signal.getsignal(signal.SIGUSR1), time.monotonic()  # submitit's
         launcher = Launcher([cell], 1, self.threads)
         launcher.run()
         while launcher.received:
-            if launcher.received == signal.SIGUSR1:  # the time is nearly up
+            if cell.state() == "to do" and time.monotonic() - start > 60 * self.minutes - 300:
+                raise RuntimeError(f"{cell.name}: no checkpoint within its time; needs more than --time {self.minutes}")
+            if launcher.received == signal.SIGUSR1:  # the time is nearly up, or the job preempted
                 requeue(signal.SIGUSR1, None)  # does not return
             time.sleep(1)  # SIGTERM: Slurm preempts, requeues or cancels the job, and ends it itself
         if launcher.failed:
@@ -300,6 +311,7 @@ def submit(cells: list[Cell], args: Args) -> None:
     # submitit would use, kills them. Read when submitit is imported, here and in the job.
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
     folder = cells[0].directory.parent / "slurm"
+    options = {name: value or True for name, _, value in (option.partition("=") for option in args.sbatch)}
     try:
         import submitit
 
@@ -310,10 +322,13 @@ def submit(cells: list[Cell], args: Args) -> None:
             cpus_per_task=args.threads,
             slurm_partition=args.partition,
             slurm_array_parallelism=args.workers,
-            slurm_setup=["export SUBMITIT_PREEMPT_SIGNAL=USR1"],
-            slurm_additional_parameters={"requeue": True} | dict(option.split("=", 1) for option in args.sbatch),
+            slurm_setup=[
+                "export SUBMITIT_PREEMPT_SIGNAL=USR1",
+                f"export SRUN_CPUS_PER_TASK={args.threads}",  # Slurm 22.05 and later do not pass sbatch's on to srun
+            ],
+            slurm_additional_parameters={"requeue": True} | options,
         )
-        jobs = executor.map_array(Job(args.threads), cells)
+        jobs = executor.map_array(Job(args.threads, args.time), cells)
     except (ImportError, RuntimeError) as error:  # no submitit, no Slurm, or sbatch's own refusal
         refuse(f"--slurm: {error}")
     print(f"submitted {len(jobs)} cells as job {jobs[0].job_id.split('_')[0]}; logs in {folder}")

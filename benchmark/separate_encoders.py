@@ -9,6 +9,7 @@ all else is as in the script, precision and memory layout included.
 
 import copy
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +17,13 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sdsac_atari as script
+
+
+@dataclass
+class Args(script.Args):
+    exp_name: str = "separate_encoders"
+    """the name of this experiment"""
+
 
 shared_agent = script.make_agent
 
@@ -102,4 +110,5 @@ def update(agent, batch, args, compute):
 script.make_agent, script.update = make_agent, update
 
 if __name__ == "__main__":
-    script.main(["--exp-name", "separate_encoders", *sys.argv[1:]])
+    script.Args = Args
+    script.main()

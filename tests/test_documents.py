@@ -2,16 +2,22 @@
 
 import dataclasses
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
+import pandas as pd
+import plot
 import pytest
+import run
+import tyro
 
 import sdsac_atari
 import sdsac_classic
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+BENCHMARKS = (ROOT / "benchmark" / "README.md").read_text()
 SCRIPTS = {"sdsac_atari": sdsac_atari, "sdsac_classic": sdsac_classic}
 
 
@@ -39,6 +45,43 @@ def test_commands_of_the_readme_have_flags_that_exist():
     assert {name for name, _ in commands} == set(SCRIPTS)
     for name, rest in commands:
         assert set(re.findall(r"--[\w-]+", rest)) - {"--help"} <= flags(SCRIPTS[name]), rest
+
+
+def commands_of(script):
+    """The arguments of the script's commands in the code blocks of both READMEs, as far as a shell would split them."""
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", README + BENCHMARKS, re.S)).replace("\\\n", " ")
+    return [
+        shlex.split(line, comments=True)
+        for line in re.findall(rf"python {re.escape(script)}\.py ([^\n&;]*)", blocks)
+        if "$" not in line
+    ]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_take_the_commands_of_both_readmes(name):
+    commands = commands_of(name)
+    assert len(commands) > 4
+    for arguments in commands:
+        if not {"--help", "--resume", "--evaluate"} & set(arguments):
+            SCRIPTS[name].check_args(SCRIPTS[name].read_args(arguments))
+
+
+def test_sweeps_have_what_the_commands_of_both_readmes_ask_for(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    commands = commands_of("benchmark/run")
+    assert len(commands) > 8
+    for arguments in commands:
+        assert run.read_sweep(tyro.cli(run.Args, args=arguments))
+
+
+def test_committed_data_has_the_variants_that_the_commands_of_both_readmes_draw():
+    commands = commands_of("benchmark/plot")
+    assert len(commands) > 12
+    for arguments in commands:
+        args = tyro.cli(plot.Args, args=arguments)
+        if args.name != "mine":
+            data = pd.read_csv(plot.RESULTS / f"{args.name}.csv")
+            plot.select(data, {"env_id": args.environments, "variant": args.variants})
 
 
 def test_flags_that_the_readme_mentions_exist_in_both_scripts():

@@ -255,6 +255,14 @@ def test_atari_scores_name_the_57_games():
     assert not games.isna().any(axis=None)
 
 
+def test_captions_say_where_runs_are_not_equally_long():
+    rows = [("default", 1, 9_600), ("default", 2, 10_000)]
+    data = pd.DataFrame(rows, columns=["variant", "seed", "step"]).assign(metric="last_20_episodes")
+    assert plot.steps_of(data) == "10,000 steps"
+    data.loc[0, "step"] = 6_100
+    assert plot.steps_of(data) == "6,100 to 10,000 steps"
+
+
 def test_captions_name_single_seeds_that_differ():
     def seeds_of(**seeds):
         rows = [{"variant": variant, "seed": seed} for variant, own in seeds.items() for seed in own]

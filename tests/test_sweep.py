@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -18,7 +19,11 @@ import numpy as np
 import peers
 import pytest
 import run
+import venvs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import sdsac_atari
+import sdsac_classic
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,7 +106,7 @@ def test_a_cell_that_fails_is_reported_and_a_finished_one_not_run_again(sweep, t
     assert agents(tmp_path) == before
     status, output = finish(sweep(SWEEP.replace("batch-size = 8", "batch-size = 9")))
     assert status == 1
-    assert "finished with other flags" in output
+    assert "run with other flags" in output
     assert agents(tmp_path) == before
 
 
@@ -147,6 +152,71 @@ def test_a_signal_to_the_launcher_stops_the_scripts_at_a_checkpoint(sweep, tmp_p
     _, output = finish(sweep(LONG, "--dry-run"))
     assert re.match(r"resumable +[1-9][\d,]* of +3,000 steps", output)
 
+    (checkpoint,) = tmp_path.glob(
+        "tiny/*/runs/*/checkpoint.pt"
+    )  # what it lacks of the new flags, --resume would not see
+    before = checkpoint.read_bytes()
+    status, output = finish(sweep(LONG.replace("batch-size = 8\n", "")))
+    assert (status, "run with other flags" in output) == (1, True)
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_replay_that_a_killed_launcher_left_is_deleted(sweep, tmp_path):
+    text = SWEEP.replace("[1, 2]", "[1]")
+    assert finish(sweep(text))[0] == 0
+    (run_dir,) = tmp_path.glob("tiny/*/runs/*")
+    assert not (run_dir / "replay").exists()
+    (run_dir / "replay").mkdir()  # as where the script outlived its launcher
+    assert finish(sweep(text))[0] == 0
+    assert not (run_dir / "replay").exists()
+
+
+class Requeued(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("variant", "raised"), [("script", Requeued), ("peer", RuntimeError)])
+def test_a_job_whose_time_is_up_is_requeued_only_if_it_can_go_on(variant, raised, tmp_path, monkeypatch):
+    """submitit's handler, which requeues the job, stands for Slurm; its signal comes while the cell runs."""
+    cell = run.Cell(tmp_path / "cell", None, sys.executable, ("-c", "import time; time.sleep(60)"), 100)
+    run_dir = cell.directory / "runs" / "a"
+
+    def requeue(number, frame):
+        raise Requeued
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    signal.signal(signal.SIGUSR1, requeue)
+    start, starts = cell.start, []
+
+    def start_and_signal(self, lock, threads):
+        process = start(lock, threads)
+        if variant == "script":  # it would write its checkpoint upon the signal
+            run_dir.mkdir(parents=True)
+            (run_dir / "checkpoint.pt").touch()
+        starts.append(process)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return process
+
+    monkeypatch.setattr(run.Cell, "start", start_and_signal)
+    job = pickle.loads(pickle.dumps(run.Job(threads=1, minutes=1)))
+    try:
+        with pytest.raises(raised):
+            job(cell)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert [process.returncode for process in starts] == [-signal.SIGUSR1]
+
+
+def test_virtual_environments_are_made_anew_for_other_pins(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(venvs.subprocess, "run", lambda command, check: commands.append(command))
+    (tmp_path / "sb3").mkdir()
+    for pins in (["a==1"], ["a==1"], ["a==2"]):
+        monkeypatch.setitem(venvs.PINS, "sb3", pins)
+        venvs.make_venv(tmp_path, "sb3")
+    assert [command[-1] for command in commands if "install" in command] == ["a==1", "a==2"]
+
 
 def test_time_left_where_a_cell_begins_afresh(monkeypatch):
     """A log said 40 of 100 steps and left no checkpoint. Afresh, its cell comes to 10, then to 20, in 5 seconds."""
@@ -187,6 +257,16 @@ def test_cells_of_the_sweeps(name, count, sweep, tmp_path):
     status, output = finish(sweep(text, "--dry-run"))
     assert (status, output.splitlines()[-1]) == (0, f"{count} to do: {count} cells")
     assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmark" / "sweeps").glob("*.toml")), ids=lambda path: path.stem)
+def test_scripts_take_the_flags_of_the_sweeps(path, tmp_path):
+    cells = run.read_sweep(run.Args(path, root=tmp_path))
+    commands = {cell.command for cell in cells if "sdsac_" in cell.command[0]}
+    assert commands
+    for script, *flags in commands:
+        module = {"sdsac_atari": sdsac_atari, "sdsac_classic": sdsac_classic}[Path(script).stem]
+        module.check_args(module.read_args(flags))
 
 
 def play(env):
