@@ -2,6 +2,7 @@
 and agents move between devices. Skipped where there is none.
 """
 
+import re
 import warnings
 
 import numpy as np
@@ -30,6 +31,13 @@ def float32(monkeypatch):
     torch.backends.cuda.matmul.allow_tf32 = False
     yield
     torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture(autouse=True)
+def compiled_where_asked(capsys):
+    """Where compiling fails, a script says so and goes on without."""
+    yield
+    assert "not compiled" not in capsys.readouterr().out
 
 
 def random_observations(script, rng, count):
@@ -118,6 +126,11 @@ def test_curves_of_200_updates_lie_on_those_of_the_cpu(script, captures, compile
     assert distances.max() < 0.15, distances
 
 
+def test_curves_of_200_updates_of_the_default_form_lie_on_those_of_float32(monkeypatch):
+    monkeypatch.setitem(sdsac_atari.BF16, "cuda", True)
+    test_curves_of_200_updates_lie_on_those_of_the_cpu(sdsac_atari, True, True)
+
+
 def test_the_default_form_is_within_two_percent_of_float32(monkeypatch):
     """Compiled, captured and with the encoder in bfloat16: losses and Q of one update."""
     monkeypatch.setitem(sdsac_atari.BF16, "cuda", True)
@@ -197,6 +210,43 @@ def test_acting_is_that_of_the_cpu(script):
     torch.testing.assert_close(same_entropies.cpu(), entropies, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("script", "bf16", "growth"), [(sdsac_classic, False, 1.2), (sdsac_atari, False, 1.05), (sdsac_atari, True, 1.05)]
+)
+def test_acting_follows_weights_and_observations_that_change(script, bf16, growth, monkeypatch):
+    """A replay that keeps copies of the first weights, in bfloat16 say, would play the untrained policy for ever."""
+    monkeypatch.setitem(sdsac_atari.BF16, "cuda", bf16)
+    device, rng, generator = torch.device("cuda"), np.random.default_rng(3), torch.Generator().manual_seed(0)
+    actor = make_updater(script, "cuda").agent.actor
+    captured = script.Captured(lambda *inputs: script.act(actor, *inputs), device)
+    means = []
+    for _ in range(captured.WARM_UP + 5):
+        with torch.no_grad():
+            for weight in actor.parameters():
+                weight.mul_(growth)  # in place, as optimisers do
+        observations = torch.from_numpy(random_observations(script, rng, 200))
+        noise = script.exponential_noise(200, 3, generator)
+        actions, entropies = (x.clone() for x in captured(observations, noise))
+        same_actions, same_entropies = script.act(actor, observations.to(device), noise.to(device))
+        assert (actions != same_actions).sum() <= 1
+        torch.testing.assert_close(entropies, same_entropies, rtol=1e-3, atol=1e-4)
+        means.append(entropies.mean().item())
+    assert captured.graph
+    assert (np.diff(means) < -1e-3).all(), means  # larger logits, less entropy
+
+
+def test_a_capture_that_fails_leaves_nothing_behind():
+    device, stream = torch.device("cuda"), torch.cuda.current_stream()
+    failing = sdsac_atari.Captured(lambda x: x + x.sum().item(), device)  # which waits, as no capture may
+    sound = sdsac_atari.Captured(lambda x: 2 * x, device)
+    for captured, factor in ((failing, 4), (sound, 2)):
+        for k in range(8):
+            assert captured(np.full(3, k, np.float32)).tolist() == [factor * k] * 3
+            assert torch.cuda.current_stream() == stream
+    assert (failing.captures, failing.graph) == (False, None)
+    assert sound.graph
+
+
 def test_batches_are_the_same_wherever_the_frames_are(monkeypatch):
     args = sdsac_atari.Args(buffer_size=400)
     on_device = make_buffer(sdsac_atari, args, torch.device("cuda"))
@@ -235,8 +285,11 @@ def test_runs_move_between_devices(script, tmp_path, monkeypatch, capsys):
     assert "device: cuda" in printed
     assert "no CUDA graph" not in printed
     for total, device in ((900, "cpu"), (1_200, "cuda")):
-        script.main(["--resume", str(run_dir), "--total-timesteps", str(total), f"--{'no-' * (device == 'cpu')}cuda"])
-        assert f"device: {device}" in capsys.readouterr().out
+        flags = ["--cuda", "--compile"] if device == "cuda" else ["--no-cuda", "--no-compile"]
+        script.main(["--resume", str(run_dir), "--total-timesteps", str(total), *flags])
+        printed = capsys.readouterr().out
+        assert f"device: {device}" in printed
+        assert not re.search("no CUDA graph|not compiled", printed)
     agent, args = script.load_agent(run_dir / "agent.pt", "cpu")
     assert args.total_timesteps == 1_200
     if script is sdsac_classic:
