@@ -160,10 +160,11 @@ def check_args(args: Args) -> None:
         if not holds:
             refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {what}")
 
-    counts = ("total_timesteps", "num_envs", "n_step", "batch_size", "target_network_frequency", "checkpoint_frequency")
-    for name in (*counts, "eval_episodes"):
+    for name in ("total_timesteps", "num_envs", "n_step", "batch_size", "checkpoint_frequency", "eval_episodes"):
         require(name, 1 <= getattr(args, name) <= 10**12, "from 1 to 10^12")
-    require("eval_frequency", args.eval_frequency is None or 1 <= args.eval_frequency <= 10**12, "from 1 to 10^12")
+    for name in ("target_network_frequency", "eval_frequency"):
+        value, last = getattr(args, name), args.total_timesteps
+        require(name, value is None or 1 <= value <= last, f"from 1 to total_timesteps = {last}")
     require("gradient_steps", 1 <= args.gradient_steps <= 1000, "from 1 to 1000")
     for name in ("gamma", "target_entropy_scale"):
         require(name, 0 <= getattr(args, name) <= 1, "from 0 to 1")
@@ -283,7 +284,7 @@ def check_env_id(env_id: str) -> None:
     """Refuses what does not have discrete actions and observations that flatten to a vector."""
     try:
         env = gym.make(env_id)
-    except (gym.error.Error, ImportError) as error:
+    except (gym.error.Error, ImportError, ValueError) as error:
         refuse(f"--env-id {env_id}: {error}")
     if not isinstance(env.action_space, gym.spaces.Discrete):
         refuse(f"--env-id {env_id}: its actions are {env.action_space}; SD-SAC needs discrete ones")
@@ -975,8 +976,8 @@ def play(args: Args) -> None:
     path = agent_file(args.evaluate)
     try:
         agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    except RuntimeError as error:
-        refuse(f"--evaluate {path}: cannot be loaded ({str(error).partition(chr(10))[0]})")
+    except Exception as error:  # of another shape, or not whole
+        refuse(f"--evaluate {path}: cannot be loaded ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
     print(f"{trained.env_id}, from a run of {trained.total_timesteps:,} steps with seed {trained.seed}: {path}")
     print(f"{'':8}{'mean':>9}{'deviation':>11}{'median':>9}{'min':>9}{'max':>9}{'distinct':>10}{'episodes':>10}")
     for mode, greedy in (("greedy", True), ("sampled", False)):
@@ -1083,10 +1084,11 @@ def read_args(command: list[str] | None = None) -> Args:
         return args
     try:
         saved = Args(**torch.load(file, map_location="cpu", weights_only=True)["args"])
+        if args.evaluate:
+            saved.track = saved.capture_video = False
+        check_args(saved)
     except Exception as error:  # torch.load has many for a file that is not sound
         refuse(f"{given}: {file} cannot be read ({type(error).__name__})")
-    if args.evaluate:
-        saved.track = saved.capture_video = False
     if (args.resume or args.capture_video) and not os.access(file.parent, os.W_OK):
         refuse(f"{given}: {file.parent} cannot be written to")
     args = tyro.cli(Args, args=command, default=saved)

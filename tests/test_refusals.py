@@ -24,7 +24,9 @@ REFUSED = [
     ("--gradient-steps 1001", "to 1000"),
     ("--learning-starts 3", "num_envs * (n_step + 1)"),
     ("--learning-starts 2000", "to 1999"),  # as many as the total
-    ("--update-frequency 1500", "no update"),
+    ("--update-frequency 999", "no update"),  # 1,000 steps, of which the last are two at a time
+    ("--target-network-frequency 2001", "to total_timesteps = 2000"),  # or targets would never move
+    ("--eval-frequency 2001", "to total_timesteps = 2000"),
     ("--buffer-size 50", "at least"),  # smaller than the batch
     ("--batch-size 1000000", "for this batch"),
     ("--buffer-size 100000000000000", "GB are free"),
@@ -37,6 +39,7 @@ REFUSED = [
 REFUSED_BY_ONE = [
     (sdsac_classic, "--env-id CarPole-v1", "CartPole"),
     (sdsac_classic, "--env-id Pendulum-v1", "discrete"),
+    (sdsac_classic, "--env-id x:y:z", "too many values"),
     (sdsac_classic, "--env-id Images-v0", "images"),
     (sdsac_classic, "--env-id Sequences-v0", "do not flatten"),
     (sdsac_atari, "--env-id CartPole-v1", "not an Atari game"),

@@ -611,6 +611,15 @@ def test_weights_of_other_networks_are_refused(short_run, tmp_path, capsys):
     assert "SoftQNetwork" in refused(capsys, evaluate=run_dir)
 
 
+def test_files_that_are_not_whole_are_refused(short_run, tmp_path, capsys):
+    run_dir = Path(shutil.copytree(short_run, tmp_path / "copy"))
+    state = torch.load(run_dir / "agent.pt", weights_only=True)
+    torch.save({key: value for key, value in state.items() if key != "actor"}, run_dir / "agent.pt")
+    assert "cannot be loaded (KeyError: 'actor')" in refused(capsys, evaluate=run_dir)
+    torch.save(state | {"args": state["args"] | {"gamma": "abc"}}, run_dir / "agent.pt")
+    assert "cannot be read (TypeError)" in refused(capsys, evaluate=run_dir)
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
     class Harmful:
         def __reduce__(self):
