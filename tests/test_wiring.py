@@ -1,4 +1,4 @@
-"""What `train` and `evaluate` make of what the environments say: parts that are sound alone must be joined right too."""
+"""What `train` and `evaluate` make of what the environments say: sound parts must also be joined well."""
 
 import gymnasium as gym
 import numpy as np
