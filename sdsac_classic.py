@@ -178,7 +178,7 @@ def check_args(args: Args) -> None:
     require(
         "learning_starts", first <= args.learning_starts <= last, f"from num_envs * (n_step + 1) = {first} to {last}"
     )
-    last = args.total_timesteps - args.learning_starts - args.num_envs  # on Atari no update follows the last step
+    last = args.total_timesteps - args.learning_starts
     require("update_frequency", 1 <= args.update_frequency <= last, f"from 1 to {last}, or there is no update")
     smallest = max(args.batch_size, args.num_envs * (args.n_step + 6))  # leaves valid rows wherever episodes end
     require("buffer_size", args.buffer_size >= smallest, f"at least {smallest}, for this batch, num_envs and n_step")
@@ -1084,11 +1084,13 @@ def read_args(command: list[str] | None = None) -> Args:
         return args
     try:
         saved = Args(**torch.load(file, map_location="cpu", weights_only=True)["args"])
-        if args.evaluate:
-            saved.track = saved.capture_video = False
-        check_args(saved)
+        check_args(
+            Args(**asdict(saved) | {"track": False, "capture_video": False})
+        )  # no packages: those are asked for now
     except Exception as error:  # torch.load has many for a file that is not sound
         refuse(f"{given}: {file} cannot be read ({type(error).__name__})")
+    if args.evaluate:
+        saved.track = saved.capture_video = False
     if (args.resume or args.capture_video) and not os.access(file.parent, os.W_OK):
         refuse(f"{given}: {file.parent} cannot be written to")
     args = tyro.cli(Args, args=command, default=saved)

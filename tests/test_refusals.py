@@ -24,7 +24,7 @@ REFUSED = [
     ("--gradient-steps 1001", "to 1000"),
     ("--learning-starts 3", "num_envs * (n_step + 1)"),
     ("--learning-starts 2000", "to 1999"),  # as many as the total
-    ("--update-frequency 999", "no update"),  # 1,000 steps, of which the last are two at a time
+    ("--update-frequency 1500", "no update"),
     ("--target-network-frequency 2001", "to total_timesteps = 2000"),  # or targets would never move
     ("--eval-frequency 2001", "to total_timesteps = 2000"),
     ("--buffer-size 50", "at least"),  # smaller than the batch
