@@ -524,7 +524,7 @@ def test_a_finished_run_can_be_made_longer(short_run):
 
 @SCRIPTS
 def test_a_run_that_is_made_longer_and_killed_at_once_stays_longer(script, monkeypatch):
-    flags = SHORT_ATARI if script is sdsac_atari else CLASSIC
+    flags = (SHORT_ATARI if script is sdsac_atari else CLASSIC) | {"total_timesteps": 300}
     run_dir = script.train(script.Args(**flags, cuda=False))  # CUDA does not outlive a fork
     longer = flags["total_timesteps"] + 100
     with monkeypatch.context() as patch:
