@@ -1172,9 +1172,8 @@ def read_args(command: list[str] | None = None) -> Args:
         return args
     try:
         saved = Args(**torch.load(file, map_location="cpu", weights_only=True)["args"])
-        check_args(
-            Args(**asdict(saved) | {"track": False, "capture_video": False})
-        )  # no packages: those are asked for now
+        # Types too; not the packages that it needed: what is needed now is checked later
+        check_args(Args(**asdict(saved) | {"track": False, "capture_video": False}))
     except Exception as error:  # torch.load has many for a file that is not sound
         refuse(f"{given}: {file} cannot be read ({type(error).__name__})")
     if args.evaluate:
@@ -1227,9 +1226,8 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         self.received = None
         numbers = [getattr(signal, name) for name in self.NAMES if hasattr(signal, name)]
-        if signal.getsignal(numbers[-1]) == signal.SIG_IGN:  # by nohup
-            numbers.pop()
-        self.before = {number: signal.signal(number, self.note) for number in numbers}
+        heard = [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]  # not under nohup
+        self.before = {number: signal.signal(number, self.note) for number in heard}
         return self
 
     def note(self, number: int, frame) -> None:

@@ -152,9 +152,8 @@ def test_a_signal_to_the_launcher_stops_the_scripts_at_a_checkpoint(sweep, tmp_p
     _, output = finish(sweep(LONG, "--dry-run"))
     assert re.match(r"resumable +[1-9][\d,]* of +3,000 steps", output)
 
-    (checkpoint,) = tmp_path.glob(
-        "tiny/*/runs/*/checkpoint.pt"
-    )  # what it lacks of the new flags, --resume would not see
+    # A flag that the sweep has no more is one that --resume would take from the checkpoint
+    (checkpoint,) = tmp_path.glob("tiny/*/runs/*/checkpoint.pt")
     before = checkpoint.read_bytes()
     status, output = finish(sweep(LONG.replace("batch-size = 8\n", "")))
     assert (status, "run with other flags" in output) == (1, True)
