@@ -160,17 +160,17 @@ def test_report(script, capsys):
     reports = []
     for path in (run, run / "agent.pt"):
         capsys.readouterr()
-        script.main(["--evaluate", str(path), "--eval-episodes", "12", "--seed", "5"])
+        script.main(["--evaluate", str(path), "--eval-episodes", "4", "--seed", "5"])
         reports.append(capsys.readouterr().out)
     assert reports[0] == reports[1]
     _, header, *lines = reports[0].splitlines()
     assert header.split() == ["mean", "deviation", "median", "min", "max", "distinct", "episodes"]
     for line, greedy in zip(lines, (True, False), strict=True):
-        returns = script.evaluate(agent.actor, args, 12, greedy, 5)
+        returns = script.evaluate(agent.actor, args, 4, greedy, 5)
         mode, *figures = line.split()
         assert mode == ("greedy" if greedy else "sampled")
         expected = [returns.mean(), returns.std(), np.median(returns), returns.min(), returns.max()]
-        assert [float(figure) for figure in figures] == pytest.approx([*expected, len(set(returns)), 12], abs=0.005)
+        assert [float(figure) for figure in figures] == pytest.approx([*expected, len(set(returns)), 4], abs=0.005)
 
 
 @pytest.mark.parametrize("game", ["Breakout", "Boxing"])  # with and without FIRE at the start
