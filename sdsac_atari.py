@@ -206,13 +206,15 @@ def available_memory() -> int:
             _, controllers, path = line.split(":", 2)
             if controllers not in ("", "memory"):
                 continue
-            limit, usage = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+            limit, usage, cache = ("max", "current", "inactive_file")
+            if controllers:
+                limit, usage, cache = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
             group = Path("/sys/fs/cgroup", controllers, path.strip("/"))
             for folder in (group, *group.parents):
                 file = folder / f"memory.{limit}"
                 if file.exists() and file.read_text() != "max\n":
                     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    used = int((folder / f"memory.{usage}").read_text()) - int(stat["inactive_file"])  # that is cache
+                    used = int((folder / f"memory.{usage}").read_text()) - int(stat[cache])
                     available.append(int(file.read_text()) - used)
     return min(available)
 
@@ -257,8 +259,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_env_id(env_id: str) -> None:
+def check_env_id(args: Args) -> None:
     """Refuses what is not a game of the ALE with a fixed frame skip."""
+    env_id = args.env_id
     try:
         kwargs = gym.spec(env_id).kwargs
     except gym.error.Error as error:
@@ -474,16 +477,6 @@ class ReplayBuffer:
         stacked = steps - self.ages[rows[:, 0]] >= self.steps - self.rows
         return rows, lengths, terminated, (stored | terminated) & stacked & ~self.resets[rows[:, 0]]
 
-    def draw(self, batch_size: int):
-        """`batch_size` valid (step, environment) pairs, uniformly and with replacement, and their chains."""
-        drawn, valid = np.zeros(batch_size, np.int64), np.zeros(batch_size, bool)
-        oldest = max(0, self.steps - self.rows)
-        while not valid.all():  # draws the invalid ones again
-            drawn[~valid] = self.rng.integers(oldest * self.num_envs, self.steps * self.num_envs, (~valid).sum())
-            steps, envs = np.divmod(drawn, self.num_envs)
-            rows, lengths, terminated, valid = self.chains(steps, envs)
-        return steps, envs, rows, lengths, terminated
-
     def stack_indices(self, steps, envs) -> np.ndarray:
         """Where the frames of the observations at (steps, envs), both (B,), are stored: (B, 4) int64."""
         back = np.arange(self.stack)[::-1]
@@ -499,7 +492,12 @@ class ReplayBuffer:
         `batch`: where the frames of both observations are stored, (2, B, 4) int64, or, if that is the host, the frames
         themselves, (2, B, 4, 84, 84) uint8; and rewards, discounts, entropies and actions, (4, B) float32.
         """
-        steps, envs, rows, lengths, terminated = self.draw(batch_size)
+        drawn, valid = np.zeros(batch_size, np.int64), np.zeros(batch_size, bool)
+        oldest = max(0, self.steps - self.rows)
+        while not valid.all():  # draws the invalid ones again
+            drawn[~valid] = self.rng.integers(oldest * self.num_envs, self.steps * self.num_envs, (~valid).sum())
+            steps, envs = np.divmod(drawn, self.num_envs)
+            rows, lengths, terminated, valid = self.chains(steps, envs)
         taken = np.arange(self.n_step) < lengths[:, None]
         rewards = (self.rewards[rows] * taken) @ self.powers[:-1]
         discounts = np.where(terminated, 0.0, self.powers[lengths])
@@ -550,8 +548,8 @@ class ReplayBuffer:
                 write_file(path, lambda file: np.savez(file, steps=steps, **columns))  # noqa: B023, called at once
             segments.append(path.name)
             start = end
-        state = {"steps": self.steps, "rng": self.rng.bit_generator.state, "segments": segments}
-        return state | {"ages": self.current_ages.tolist()}
+        state = {"steps": self.steps, "rng": self.rng.bit_generator.state, "ages": self.current_ages.tolist()}
+        return state | {"segments": segments}
 
     def load(self, directory: Path, state: dict) -> None:
         """Puts back what `save` returned `state` for, and deletes what a later, unfinished `save` left."""
@@ -698,7 +696,7 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
     alpha = agent.log_alpha.detach().exp()
     actions = batch.actions.unsqueeze(1)  # (B, 1)
 
-    both = torch.cat([Encoder.scale(batch.observations), Encoder.scale(batch.next_observations)])  # 2B rows
+    both = Encoder.scale(torch.cat([batch.observations, batch.next_observations]))  # 2B rows
     observations, next_observations = both.chunk(2)
 
     # Target y = R + gamma^k V'(s'): R and s' of the k <= n steps taken, V' = 0 where they ended in termination. Heads
@@ -719,6 +717,8 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
     q1_taken, q2_taken = q1.gather(1, actions).squeeze(1), q2.gather(1, actions).squeeze(1)  # (B,)
     qf1_loss = critic_loss(q1_taken, q1_target, y, clip_range)
     qf2_loss = critic_loss(q2_taken, q2_target, y, clip_range)
+    clipped_1 = clipped_fraction(q1_taken.detach(), q1_target, y, clip_range)
+    clipped_2 = clipped_fraction(q2_taken.detach(), q2_target, y, clip_range)
     critic_weights = critic_parameters(agent.encoder, agent.qf1, agent.qf2)
     critic_gradients = torch.autograd.grad(qf1_loss + qf2_loss, critic_weights)
 
@@ -746,11 +746,7 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
         "losses/actor_loss": policy_loss.detach(),
         "losses/alpha_loss": alpha_loss.detach(),
         "losses/entropy_penalty": entropy_penalty(log_pi.detach(), batch.old_entropies, beta),
-        "losses/q_clip_fraction": (
-            clipped_fraction(q1_taken.detach(), q1_target, y, clip_range)
-            + clipped_fraction(q2_taken.detach(), q2_target, y, clip_range)
-        )
-        / 2,
+        "losses/q_clip_fraction": (clipped_1 + clipped_2) / 2,
         "losses/critic_grad_norm": torch.nn.utils.get_total_norm(critic_gradients),
         "losses/actor_grad_norm": torch.nn.utils.get_total_norm(actor_gradients),
         "policy/entropy": entropy.mean(),
@@ -777,6 +773,96 @@ def update(agent: Agent, batch: Batch, args: Args, compute: Callable = gradients
         target = critic_parameters(agent.encoder_target, agent.qf1_target, agent.qf2_target)
         torch._foreach_lerp_(target, online, [agent.target_step] * len(target))
     return metrics
+
+
+def descend(optimizer: torch.optim.Optimizer, gradients: tuple, max_norm: float | None = None, norm=None) -> None:
+    """One step down `gradients`, which are of norm `norm`, scaled down to `max_norm` where that is given and less."""
+    parameters = optimizer.param_groups[0]["params"]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        same = gradient.stride() == parameter.stride()  # fused Adam walks through both as they lie in memory
+        parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    optimizer.step()
+
+
+def latch(not_finite: Tensor, finite: Tensor) -> None:
+    """Notes in `not_finite`, (2,) int64, the first index of `finite`, (N,) bool, ever to be False, and the calls since.
+
+    Both stay on the device; the loop looks at them when it waits for actions anyway.
+    """
+    index, calls = not_finite[0], not_finite[1]
+    index.copy_(torch.where(calls > 0, index, finite.int().argmin()))
+    calls += (calls > 0) | ~finite.all()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Acting, and what the diagnostics follow
+
+
+@torch.no_grad()
+def act(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Actions drawn from the policy, (E,) int64, and its entropies in nats, (E,), from one forward pass.
+
+    `noise`, (E, A), is of `exponential_noise`.
+    """
+    log_pi = F.log_softmax(actor(observations), dim=1)
+    return (log_pi - noise.log()).argmax(1), entropy_of(log_pi)  # Gumbel-max: no check of arguments, no waiting
+
+
+def exponential_noise(num_envs: int, num_actions: int, generator: torch.Generator) -> Tensor:
+    """What `act` draws actions with, (E, A): from the host's generator, whatever the device, so that a run can be
+    resumed on another one.
+    """
+    return torch.empty(num_envs, num_actions).exponential_(generator=generator)
+
+
+class ReturnProbe:
+    """Follows state-action pairs of one environment: what the critics predicted and what really followed.
+
+    Each step begins a pair with the same probability, wherever in an episode it is. The prediction is the twins' mean
+    when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1} gamma^{jn} H_{t+jn}, for a soft Q
+    contains the entropy at each bootstrap; up to termination as the learner sees it, or to truncation or PROBE_LENGTH
+    steps, where gamma^k V of the last observation stands for the rest.
+    """
+
+    def __init__(self, args: Args, seed: np.random.SeedSequence):
+        self.args, self.rng = args, np.random.default_rng(seed)
+        self.pairs = []  # under way: steps followed so far, prediction, what followed, temperature at the first step
+
+    @torch.no_grad()
+    def follow(self, agent, observation, action, reward, terminated, truncated, entropy, next_observation):
+        """Takes one real step: observations (1, ...), host arrays as the networks take them; the rest are scalars.
+
+        Returns (predicted, followed) of the pairs that end with it, a list.
+        """
+        gamma, n_step, device = self.args.gamma, self.args.n_step, agent.log_alpha.device
+        reward, entropy = float(reward), float(entropy)  # NumPy's would make sums depend on where a run was resumed
+        if self.rng.random() < PROBE_PROBABILITY:
+            observation = torch.as_tensor(observation, device=device)
+            q = (agent.qf1(observation) + agent.qf2(observation)) / 2
+            self.pairs.append((0, q[0, action].item(), 0.0, agent.log_alpha.exp().item()))
+        under_way, finished = [], []
+        for length, predicted, followed, alpha in self.pairs:
+            if length > 0 and length % n_step == 0:
+                followed += gamma**length * alpha * entropy
+            followed += gamma**length * reward
+            length += 1
+            if not (terminated or truncated) and length < PROBE_LENGTH:
+                under_way.append((length, predicted, followed, alpha))
+                continue
+            if not terminated:
+                next_observation = torch.as_tensor(next_observation, device=device)
+                log_pi = F.log_softmax(agent.actor(next_observation), dim=1)
+                q = (agent.qf1(next_observation) + agent.qf2(next_observation)) / 2
+                followed += gamma**length * soft_value(q, log_pi, alpha).item()
+            finished.append((predicted, followed))
+        self.pairs = under_way
+        return finished
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Speed
 
 
 class Captured:
@@ -864,95 +950,6 @@ def compiled(function: Callable) -> Callable:
     return call
 
 
-def descend(optimizer: torch.optim.Optimizer, gradients: tuple, max_norm: float | None = None, norm=None) -> None:
-    """One step down `gradients`, which are of norm `norm`, scaled down to `max_norm` where that is given and less."""
-    parameters = optimizer.param_groups[0]["params"]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        same = gradient.stride() == parameter.stride()  # fused Adam walks through both as they lie in memory
-        parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
-    if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    optimizer.step()
-
-
-def latch(not_finite: Tensor, finite: Tensor) -> None:
-    """Notes in `not_finite`, (2,) int64, the first index of `finite`, (N,) bool, ever to be False, and the calls since.
-
-    Both stay on the device; the loop looks at them when it waits for actions anyway.
-    """
-    index, calls = not_finite[0], not_finite[1]
-    index.copy_(torch.where(calls > 0, index, finite.int().argmin()))
-    calls += (calls > 0) | ~finite.all()
-
-
-@torch.no_grad()
-def act(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Actions drawn from the policy, (E,) int64, and its entropies in nats, (E,), from one forward pass.
-
-    `noise`, (E, A), is of `exponential_noise`.
-    """
-    log_pi = F.log_softmax(actor(observations), dim=1)
-    return (log_pi - noise.log()).argmax(1), entropy_of(log_pi)  # Gumbel-max: no check of arguments, no waiting
-
-
-def exponential_noise(num_envs: int, num_actions: int, generator: torch.Generator) -> Tensor:
-    """What `act` draws actions with, (E, A): from the host's generator, whatever the device, so that a run can be
-    resumed on another one.
-    """
-    return torch.empty(num_envs, num_actions).exponential_(generator=generator)
-
-
-class ReturnProbe:
-    """Follows state-action pairs of one environment: what the critics predicted and what really followed.
-
-    Each step begins a pair with the same probability, wherever in an episode it is. The prediction is the twins' mean
-    when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1} gamma^{jn} H_{t+jn}, for a soft Q
-    contains the entropy at each bootstrap; up to termination as the learner sees it, or to truncation or PROBE_LENGTH
-    steps, where gamma^k V of the last observation stands for the rest.
-    """
-
-    def __init__(self, args: Args, seed: np.random.SeedSequence):
-        self.args, self.rng = args, np.random.default_rng(seed)
-        self.pairs = []  # under way: steps followed so far, prediction, what followed, temperature at the first step
-
-    @torch.no_grad()
-    def follow(self, agent, observation, action, reward, terminated, truncated, entropy, next_observation):
-        """Takes one real step: observations (1, ...), host arrays as the networks take them; the rest are scalars.
-
-        Returns (predicted, followed) of the pairs that end with it, a list.
-        """
-        gamma, n_step, device = self.args.gamma, self.args.n_step, agent.log_alpha.device
-        reward, entropy = float(reward), float(entropy)  # NumPy's would make sums depend on where a run was resumed
-        if self.rng.random() < PROBE_PROBABILITY:
-            observation = torch.as_tensor(observation, device=device)
-            q = (agent.qf1(observation) + agent.qf2(observation)) / 2
-            self.pairs.append((0, q[0, action].item(), 0.0, agent.log_alpha.exp().item()))
-        under_way, finished = [], []
-        for length, predicted, followed, alpha in self.pairs:
-            if length > 0 and length % n_step == 0:
-                followed += gamma**length * alpha * entropy
-            followed += gamma**length * reward
-            length += 1
-            if not (terminated or truncated) and length < PROBE_LENGTH:
-                under_way.append((length, predicted, followed, alpha))
-                continue
-            if not terminated:
-                next_observation = torch.as_tensor(next_observation, device=device)
-                log_pi = F.log_softmax(agent.actor(next_observation), dim=1)
-                q = (agent.qf1(next_observation) + agent.qf2(next_observation)) / 2
-                followed += gamma**length * soft_value(q, log_pi, alpha).item()
-            finished.append((predicted, followed))
-        self.pairs = under_way
-        return finished
-
-    def state(self) -> dict:
-        """What `restore` takes."""
-        return {"rng": self.rng.bit_generator.state, "pairs": self.pairs}
-
-    def restore(self, state: dict) -> None:
-        self.rng.bit_generator.state, self.pairs = state["rng"], state["pairs"]
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Evaluation
 
@@ -1002,7 +999,7 @@ def evaluate(
     are returned if `stop` receives a signal.
     """
     num_envs = min(episodes, 10)
-    quota = np.array([len(part) for part in np.array_split(np.arange(episodes), num_envs)])
+    quota = np.bincount(np.arange(episodes) % num_envs)
     envs = make_envs(args, num_envs)
     device = next(actor.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -1060,7 +1057,7 @@ def film(actor: Actor, args: Args, directory: Path, seed: int) -> Path:
 def play(args: Args) -> None:
     """Plays the agent of --evaluate, greedy and sampled, prints the returns and films it with --capture-video."""
     check_args(args)
-    check_env_id(args.env_id)
+    check_env_id(args)
     path = agent_file(args.evaluate)
     try:
         agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -1141,11 +1138,6 @@ def last_checkpoint(run_dir: Path) -> str:
 def resume_command(run_dir: Path) -> str:
     """Says how to go on."""
     return f"to go on:\n{shlex.join(['python', sys.argv[0], '--resume', str(run_dir)])}"
-
-
-def saved_args(args: Args) -> dict:
-    """The arguments in types that `torch.load(..., weights_only=True)` takes, less the paths to go on from."""
-    return asdict(args) | {"resume": None, "evaluate": None}
 
 
 def agent_file(path: Path) -> Path:
@@ -1242,7 +1234,7 @@ class StopSignals:
 def agent_state(agent: Agent, args: Args, observation_shape: tuple[int, ...], num_actions: int) -> dict:
     """The trained networks and what is needed to build them again."""
     return {
-        "args": saved_args(args),
+        "args": asdict(args) | {"resume": None, "evaluate": None},  # less the paths, which weights_only refuses
         "observation_shape": observation_shape,
         "num_actions": num_actions,
         "log_alpha": agent.log_alpha.detach(),
@@ -1322,7 +1314,7 @@ def train(args: Args) -> Path:
     A run that is resumed needs its own arguments: `read_args` gives them.
     """
     check_args(args)
-    check_env_id(args.env_id)
+    check_env_id(args)
     envs = make_envs(args, args.num_envs)
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -1377,12 +1369,12 @@ def train(args: Args) -> Path:
         metrics = loop["metrics"]
         warm_up_rng.bit_generator.state = loop["warm_up_rng"]
         generator.set_state(loop["generator"].cpu())
-        probe.restore(loop["probe"])
+        probe.rng.bit_generator.state, _ = loop["probe"]  # its pairs are of games that are lost
         buffer.cut(loop["observations"].cpu().numpy())
         observations, infos = envs.reset(
             seed=environment_seeds(np.random.SeedSequence((args.seed, 2, global_step)), args.num_envs)
         )
-        tracker, probe.pairs = GameTracker(infos), []
+        tracker = GameTracker(infos)
         print(f"resumed at step {global_step:,}; the games that were under way are lost, and new ones begin")
         (run_dir / "agent.pt").unlink(missing_ok=True)  # of a finished run that is made longer
     writer = make_writer(args, run_dir, global_step + 1 if args.resume else None)
@@ -1396,7 +1388,7 @@ def train(args: Args) -> Path:
             "metrics": metrics,
             "warm_up_rng": warm_up_rng.bit_generator.state,
             "generator": generator.get_state(),
-            "probe": probe.state(),
+            "probe": (probe.rng.bit_generator.state, probe.pairs),
             "observations": torch.from_numpy(observations),
         }
         save_checkpoint(run_dir, agent_state(agent, args, observation_shape, num_actions), agent, buffer, loop)
@@ -1425,7 +1417,8 @@ def train(args: Args) -> Path:
             if stop.received:
                 bar.close()
                 name = signal.Signals(stop.received).name
-                tqdm.write(f"{name}: stopped at step {global_step:,}; {resume_command(run_dir)}")
+                with suppress(OSError):  # after SIGHUP there is no terminal any more
+                    tqdm.write(f"{name}: stopped at step {global_step:,}; {resume_command(run_dir)}")
                 raise SystemExit(128 + stop.received)
             if finished:
                 break
@@ -1478,7 +1471,6 @@ def train(args: Args) -> Path:
                 for tag, value in zip(metrics, torch.stack([*metrics.values()]).tolist(), strict=True):
                     writer.add_scalar(tag, value, global_step)
             bar.update(min(global_step, args.total_timesteps) - bar.n)
-        writer.flush()
         state = agent_state(agent, args, observation_shape, num_actions)
         write_file(run_dir / "agent.pt", lambda file: torch.save(state, file))  # there: the run is finished
     if args.capture_video:

@@ -58,7 +58,7 @@ LINES = {  # of tqdm, without a terminal: one every half minute, with the rate s
     "bar_format": "step {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}\n",
 }
 FILM_PACKAGES = {"moviepy": "moviepy", "pygame": "pygame"}  # module: what pip calls it
-EVALUATION_LIMIT = 1_000  # steps of an episode in evaluation where the environment sets no limit
+EVALUATION_LIMIT = 1_000  # steps of an evaluated episode where the environment has no limit: it might stand still
 PROBE_PROBABILITY = 0.01  # chance per step of environment 0 that the diagnostics begin to follow a pair
 PROBE_LENGTH = 1_000  # steps that they follow it for; what comes after is left to the critics' estimate
 
@@ -197,13 +197,15 @@ def available_memory() -> int:
             _, controllers, path = line.split(":", 2)
             if controllers not in ("", "memory"):
                 continue
-            limit, usage = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+            limit, usage, cache = ("max", "current", "inactive_file")
+            if controllers:
+                limit, usage, cache = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
             group = Path("/sys/fs/cgroup", controllers, path.strip("/"))
             for folder in (group, *group.parents):
                 file = folder / f"memory.{limit}"
                 if file.exists() and file.read_text() != "max\n":
                     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    used = int((folder / f"memory.{usage}").read_text()) - int(stat["inactive_file"])  # that is cache
+                    used = int((folder / f"memory.{usage}").read_text()) - int(stat[cache])
                     available.append(int(file.read_text()) - used)
     return min(available)
 
@@ -221,18 +223,22 @@ def check_memory(args: Args, needed: int) -> None:
 # Environments
 
 
-def make_envs(args: Args, num_envs: int, limit: int | None = None) -> gym.vector.VectorEnv:
-    """`num_envs` copies of the environment, observations flattened to a vector.
+def make_env(args: Args, limit: int | None = None, **options) -> gym.Env:
+    """The environment, observations flattened to a vector; `limit` ends episodes where it sets no limit itself."""
+    env = gym.make(args.env_id, disable_env_checker=True, **options)
+    if limit and env.spec.max_episode_steps is None:
+        env = gym.wrappers.TimeLimit(env, limit)
+    return gym.wrappers.FlattenObservation(env)
+
+
+def make_envs(args: Args, num_envs: int, limit: int | None = None) -> gym.vector.SyncVectorEnv:
+    """`num_envs` copies of it.
 
     After the step that ends an episode comes a step that only resets (NEXT_STEP): its action is ignored, and the
     observation it is taken from is the true last one of the episode.
     """
-
-    def make_env():
-        env = gym.make(args.env_id, disable_env_checker=True, max_episode_steps=limit)  # None: the id's own
-        return gym.wrappers.FlattenObservation(env)
-
-    return gym.vector.SyncVectorEnv([make_env] * num_envs, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP)
+    copies = [lambda: make_env(args, limit)] * num_envs
+    return gym.vector.SyncVectorEnv(copies, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP)
 
 
 class EpisodeTracker:
@@ -242,32 +248,28 @@ class EpisodeTracker:
 
     def __init__(self, envs: gym.vector.SyncVectorEnv, seeds: list[int]):
         self.envs = envs
-        self.returns, self.lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
-        self.episodes = [{"seed": seed, "actions": []} for seed in seeds]
+        self.episodes = [{"seed": seed, "return": 0.0, "actions": []} for seed in seeds]
 
     def step(self, actions, rewards, ended, resets) -> list[tuple[int, float, int]]:
         """Takes a step of all environments, each argument (E,); returns (index, return, length) of ended episodes."""
-        self.returns = np.where(resets, 0, self.returns + rewards)
-        self.lengths = np.where(resets, 0, self.lengths + 1)
-        for i in np.flatnonzero(~resets):
-            self.episodes[i]["actions"].append(int(actions[i]))
-        for i in np.flatnonzero(ended):
-            self.episodes[i] = {"rng": self.envs.envs[i].unwrapped.np_random.bit_generator.state, "actions": []}
-        return [(int(i), float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(ended)]
+        finished = []
+        for i in map(int, np.flatnonzero(~resets)):
+            episode = self.episodes[i]
+            episode["actions"].append(int(actions[i]))
+            episode["return"] += float(rewards[i])
+            if ended[i]:
+                finished.append((i, episode["return"], len(episode["actions"])))
+                state = self.envs.envs[i].unwrapped.np_random.bit_generator.state
+                self.episodes[i] = {"rng": state, "return": 0.0, "actions": []}
+        return finished
 
-    def state(self) -> dict:
-        """What `restore` takes."""
-        return {"episodes": self.episodes, "returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
-
-    def restore(self, state: dict, observations, ended) -> bool:
-        """Plays the unfinished episodes again; `ended`, (E,) bool, marks environments that reset in their next step.
+    def restore(self, episodes: list[dict], observations, ended) -> bool:
+        """Plays unfinished `episodes` again; `ended`, (E,) bool, marks environments that reset in their next step.
 
         Returns whether they lead to `observations` (E, D) again: not so where an environment draws from elsewhere than
         its `np_random`.
         """
-        self.episodes = state["episodes"]
-        self.returns, self.lengths = np.array(state["returns"]), np.array(state["lengths"])
-        self.envs._autoreset_envs = np.array(ended)
+        self.episodes, self.envs._autoreset_envs = episodes, np.array(ended)
         same = True
         for env, episode, expected, over in zip(self.envs.envs, self.episodes, observations, ended, strict=True):
             if "rng" in episode:
@@ -280,8 +282,9 @@ class EpisodeTracker:
         return same
 
 
-def check_env_id(env_id: str) -> None:
+def check_env_id(args: Args) -> None:
     """Refuses what does not have discrete actions and observations that flatten to a vector."""
+    env_id = args.env_id
     try:
         env = gym.make(env_id)
     except (gym.error.Error, ImportError, ValueError) as error:
@@ -292,6 +295,8 @@ def check_env_id(env_id: str) -> None:
         refuse(f"--env-id {env_id}: its observations, {env.observation_space}, do not flatten to a vector")
     if len(env.observation_space.shape or ()) == 3:
         refuse(f"--env-id {env_id}: its observations are images; sdsac_atari.py plays the games of the ALE")
+    if args.capture_video and "rgb_array" not in env.metadata["render_modes"]:
+        refuse(f"--capture-video: {env_id} does not draw pictures (rgb_array)")
     env.close()
 
 
@@ -438,21 +443,16 @@ class ReplayBuffer:
         terminated = self.terminated[last] & (steps + lengths <= self.steps)
         return rows, lengths, terminated, (stored | terminated) & ~self.resets[rows[:, 0]]
 
-    def draw(self, batch_size: int):
-        """`batch_size` valid (step, environment) pairs, uniformly and with replacement, and their chains."""
+    def pick(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """`batch_size` transitions, drawn uniformly with replacement from all valid ones, in two host tensors for
+        `batch`: both observations, (2, B, D) float32; and rewards, discounts, entropies and actions, (4, B) float32.
+        """
         drawn, valid = np.zeros(batch_size, np.int64), np.zeros(batch_size, bool)
         oldest = max(0, self.steps - self.rows)
         while not valid.all():  # draws the invalid ones again
             drawn[~valid] = self.rng.integers(oldest * self.num_envs, self.steps * self.num_envs, (~valid).sum())
             steps, envs = np.divmod(drawn, self.num_envs)
             rows, lengths, terminated, valid = self.chains(steps, envs)
-        return steps, envs, rows, lengths, terminated
-
-    def pick(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """`batch_size` transitions, drawn uniformly with replacement from all valid ones, in two host tensors for
-        `batch`: both observations, (2, B, D) float32; and rewards, discounts, entropies and actions, (4, B) float32.
-        """
-        steps, envs, rows, lengths, terminated = self.draw(batch_size)
         taken = np.arange(self.n_step) < lengths[:, None]
         rewards = (self.rewards[rows] * taken) @ self.powers[:-1]
         discounts = np.where(terminated, 0.0, self.powers[lengths])
@@ -499,8 +499,7 @@ class ReplayBuffer:
                 write_file(path, lambda file: np.savez(file, steps=steps, **columns))  # noqa: B023, called at once
             segments.append(path.name)
             start = end
-        state = {"steps": self.steps, "rng": self.rng.bit_generator.state, "segments": segments}
-        return state
+        return {"steps": self.steps, "rng": self.rng.bit_generator.state, "segments": segments}
 
     def load(self, directory: Path, state: dict) -> None:
         """Puts back what `save` returned `state` for, and deletes what a later, unfinished `save` left."""
@@ -646,7 +645,7 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
     alpha = agent.log_alpha.detach().exp()
     actions = batch.actions.unsqueeze(1)  # (B, 1)
 
-    both = torch.cat([Encoder.scale(batch.observations), Encoder.scale(batch.next_observations)])  # 2B rows
+    both = Encoder.scale(torch.cat([batch.observations, batch.next_observations]))  # 2B rows
     observations, next_observations = both.chunk(2)
 
     # Target y = R + gamma^k V'(s'): R and s' of the k <= n steps taken, V' = 0 where they ended in termination. Heads
@@ -667,6 +666,8 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
     q1_taken, q2_taken = q1.gather(1, actions).squeeze(1), q2.gather(1, actions).squeeze(1)  # (B,)
     qf1_loss = critic_loss(q1_taken, q1_target, y, clip_range)
     qf2_loss = critic_loss(q2_taken, q2_target, y, clip_range)
+    clipped_1 = clipped_fraction(q1_taken.detach(), q1_target, y, clip_range)
+    clipped_2 = clipped_fraction(q2_taken.detach(), q2_target, y, clip_range)
     critic_weights = critic_parameters(agent.encoder, agent.qf1, agent.qf2)
     critic_gradients = torch.autograd.grad(qf1_loss + qf2_loss, critic_weights)
 
@@ -694,11 +695,7 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
         "losses/actor_loss": policy_loss.detach(),
         "losses/alpha_loss": alpha_loss.detach(),
         "losses/entropy_penalty": entropy_penalty(log_pi.detach(), batch.old_entropies, beta),
-        "losses/q_clip_fraction": (
-            clipped_fraction(q1_taken.detach(), q1_target, y, clip_range)
-            + clipped_fraction(q2_taken.detach(), q2_target, y, clip_range)
-        )
-        / 2,
+        "losses/q_clip_fraction": (clipped_1 + clipped_2) / 2,
         "losses/critic_grad_norm": torch.nn.utils.get_total_norm(critic_gradients),
         "losses/actor_grad_norm": torch.nn.utils.get_total_norm(actor_gradients),
         "policy/entropy": entropy.mean(),
@@ -725,6 +722,96 @@ def update(agent: Agent, batch: Batch, args: Args, compute: Callable = gradients
         target = critic_parameters(agent.encoder_target, agent.qf1_target, agent.qf2_target)
         torch._foreach_lerp_(target, online, [agent.target_step] * len(target))
     return metrics
+
+
+def descend(optimizer: torch.optim.Optimizer, gradients: tuple, max_norm: float | None = None, norm=None) -> None:
+    """One step down `gradients`, which are of norm `norm`, scaled down to `max_norm` where that is given and less."""
+    parameters = optimizer.param_groups[0]["params"]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        same = gradient.stride() == parameter.stride()  # fused Adam walks through both as they lie in memory
+        parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    optimizer.step()
+
+
+def latch(not_finite: Tensor, finite: Tensor) -> None:
+    """Notes in `not_finite`, (2,) int64, the first index of `finite`, (N,) bool, ever to be False, and the calls since.
+
+    Both stay on the device; the loop looks at them when it waits for actions anyway.
+    """
+    index, calls = not_finite[0], not_finite[1]
+    index.copy_(torch.where(calls > 0, index, finite.int().argmin()))
+    calls += (calls > 0) | ~finite.all()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Acting, and what the diagnostics follow
+
+
+@torch.no_grad()
+def act(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Actions drawn from the policy, (E,) int64, and its entropies in nats, (E,), from one forward pass.
+
+    `noise`, (E, A), is of `exponential_noise`.
+    """
+    log_pi = F.log_softmax(actor(observations), dim=1)
+    return (log_pi - noise.log()).argmax(1), entropy_of(log_pi)  # Gumbel-max: no check of arguments, no waiting
+
+
+def exponential_noise(num_envs: int, num_actions: int, generator: torch.Generator) -> Tensor:
+    """What `act` draws actions with, (E, A): from the host's generator, whatever the device, so that a run can be
+    resumed on another one.
+    """
+    return torch.empty(num_envs, num_actions).exponential_(generator=generator)
+
+
+class ReturnProbe:
+    """Follows state-action pairs of one environment: what the critics predicted and what really followed.
+
+    Each step begins a pair with the same probability, wherever in an episode it is. The prediction is the twins' mean
+    when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1} gamma^{jn} H_{t+jn}, for a soft Q
+    contains the entropy at each bootstrap; up to termination as the learner sees it, or to truncation or PROBE_LENGTH
+    steps, where gamma^k V of the last observation stands for the rest.
+    """
+
+    def __init__(self, args: Args, seed: np.random.SeedSequence):
+        self.args, self.rng = args, np.random.default_rng(seed)
+        self.pairs = []  # under way: steps followed so far, prediction, what followed, temperature at the first step
+
+    @torch.no_grad()
+    def follow(self, agent, observation, action, reward, terminated, truncated, entropy, next_observation):
+        """Takes one real step: observations (1, ...), host arrays as the networks take them; the rest are scalars.
+
+        Returns (predicted, followed) of the pairs that end with it, a list.
+        """
+        gamma, n_step, device = self.args.gamma, self.args.n_step, agent.log_alpha.device
+        reward, entropy = float(reward), float(entropy)  # NumPy's would make sums depend on where a run was resumed
+        if self.rng.random() < PROBE_PROBABILITY:
+            observation = torch.as_tensor(observation, device=device)
+            q = (agent.qf1(observation) + agent.qf2(observation)) / 2
+            self.pairs.append((0, q[0, action].item(), 0.0, agent.log_alpha.exp().item()))
+        under_way, finished = [], []
+        for length, predicted, followed, alpha in self.pairs:
+            if length > 0 and length % n_step == 0:
+                followed += gamma**length * alpha * entropy
+            followed += gamma**length * reward
+            length += 1
+            if not (terminated or truncated) and length < PROBE_LENGTH:
+                under_way.append((length, predicted, followed, alpha))
+                continue
+            if not terminated:
+                next_observation = torch.as_tensor(next_observation, device=device)
+                log_pi = F.log_softmax(agent.actor(next_observation), dim=1)
+                q = (agent.qf1(next_observation) + agent.qf2(next_observation)) / 2
+                followed += gamma**length * soft_value(q, log_pi, alpha).item()
+            finished.append((predicted, followed))
+        self.pairs = under_way
+        return finished
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Speed
 
 
 class Captured:
@@ -812,104 +899,8 @@ def compiled(function: Callable) -> Callable:
     return call
 
 
-def descend(optimizer: torch.optim.Optimizer, gradients: tuple, max_norm: float | None = None, norm=None) -> None:
-    """One step down `gradients`, which are of norm `norm`, scaled down to `max_norm` where that is given and less."""
-    parameters = optimizer.param_groups[0]["params"]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        same = gradient.stride() == parameter.stride()  # fused Adam walks through both as they lie in memory
-        parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
-    if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    optimizer.step()
-
-
-def latch(not_finite: Tensor, finite: Tensor) -> None:
-    """Notes in `not_finite`, (2,) int64, the first index of `finite`, (N,) bool, ever to be False, and the calls since.
-
-    Both stay on the device; the loop looks at them when it waits for actions anyway.
-    """
-    index, calls = not_finite[0], not_finite[1]
-    index.copy_(torch.where(calls > 0, index, finite.int().argmin()))
-    calls += (calls > 0) | ~finite.all()
-
-
-@torch.no_grad()
-def act(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Actions drawn from the policy, (E,) int64, and its entropies in nats, (E,), from one forward pass.
-
-    `noise`, (E, A), is of `exponential_noise`.
-    """
-    log_pi = F.log_softmax(actor(observations), dim=1)
-    return (log_pi - noise.log()).argmax(1), entropy_of(log_pi)  # Gumbel-max: no check of arguments, no waiting
-
-
-def exponential_noise(num_envs: int, num_actions: int, generator: torch.Generator) -> Tensor:
-    """What `act` draws actions with, (E, A): from the host's generator, whatever the device, so that a run can be
-    resumed on another one.
-    """
-    return torch.empty(num_envs, num_actions).exponential_(generator=generator)
-
-
-class ReturnProbe:
-    """Follows state-action pairs of one environment: what the critics predicted and what really followed.
-
-    Each step begins a pair with the same probability, wherever in an episode it is. The prediction is the twins' mean
-    when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1} gamma^{jn} H_{t+jn}, for a soft Q
-    contains the entropy at each bootstrap; up to termination as the learner sees it, or to truncation or PROBE_LENGTH
-    steps, where gamma^k V of the last observation stands for the rest.
-    """
-
-    def __init__(self, args: Args, seed: np.random.SeedSequence):
-        self.args, self.rng = args, np.random.default_rng(seed)
-        self.pairs = []  # under way: steps followed so far, prediction, what followed, temperature at the first step
-
-    @torch.no_grad()
-    def follow(self, agent, observation, action, reward, terminated, truncated, entropy, next_observation):
-        """Takes one real step: observations (1, ...), host arrays as the networks take them; the rest are scalars.
-
-        Returns (predicted, followed) of the pairs that end with it, a list.
-        """
-        gamma, n_step, device = self.args.gamma, self.args.n_step, agent.log_alpha.device
-        reward, entropy = float(reward), float(entropy)  # NumPy's would make sums depend on where a run was resumed
-        if self.rng.random() < PROBE_PROBABILITY:
-            observation = torch.as_tensor(observation, device=device)
-            q = (agent.qf1(observation) + agent.qf2(observation)) / 2
-            self.pairs.append((0, q[0, action].item(), 0.0, agent.log_alpha.exp().item()))
-        under_way, finished = [], []
-        for length, predicted, followed, alpha in self.pairs:
-            if length > 0 and length % n_step == 0:
-                followed += gamma**length * alpha * entropy
-            followed += gamma**length * reward
-            length += 1
-            if not (terminated or truncated) and length < PROBE_LENGTH:
-                under_way.append((length, predicted, followed, alpha))
-                continue
-            if not terminated:
-                next_observation = torch.as_tensor(next_observation, device=device)
-                log_pi = F.log_softmax(agent.actor(next_observation), dim=1)
-                q = (agent.qf1(next_observation) + agent.qf2(next_observation)) / 2
-                followed += gamma**length * soft_value(q, log_pi, alpha).item()
-            finished.append((predicted, followed))
-        self.pairs = under_way
-        return finished
-
-    def state(self) -> dict:
-        """What `restore` takes."""
-        return {"rng": self.rng.bit_generator.state, "pairs": self.pairs}
-
-    def restore(self, state: dict) -> None:
-        self.rng.bit_generator.state, self.pairs = state["rng"], state["pairs"]
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Evaluation
-
-
-def evaluation_limit(args: Args) -> int | None:
-    """Steps after which an episode is cut off in evaluation where the environment has no limit itself: a greedy agent
-    can stand still for ever."""
-    with closing(gym.make(args.env_id, disable_env_checker=True)) as env:  # gym.spec does not know `module:id`
-        return EVALUATION_LIMIT if env.spec.max_episode_steps is None else None
 
 
 @torch.no_grad()
@@ -922,8 +913,8 @@ def evaluate(
     are returned if `stop` receives a signal.
     """
     num_envs = min(episodes, 10)
-    quota = np.array([len(part) for part in np.array_split(np.arange(episodes), num_envs)])
-    envs = make_envs(args, num_envs, evaluation_limit(args))
+    quota = np.bincount(np.arange(episodes) % num_envs)
+    envs = make_envs(args, num_envs, EVALUATION_LIMIT)
     device = next(actor.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     num_actions = int(envs.single_action_space.n)
@@ -951,12 +942,9 @@ def evaluate(
 @torch.no_grad()
 def film(actor: Actor, args: Args, directory: Path, seed: int) -> Path:
     """Films an episode, greedily played, with Gymnasium's recorder; returns the video's path."""
-    env = gym.make(
-        args.env_id, render_mode="rgb_array", disable_env_checker=True, max_episode_steps=evaluation_limit(args)
-    )
     name = f"{args.env_id}__{seed}".replace("/", "-")
+    env = make_env(args, EVALUATION_LIMIT, render_mode="rgb_array")
     env = gym.wrappers.RecordVideo(env, str(directory), name_prefix=name, disable_logger=True)
-    env = gym.wrappers.FlattenObservation(env)
     device = next(actor.parameters()).device
     observation, _ = env.reset(seed=seed & 0x7FFFFFFF)
     ended = False
@@ -972,7 +960,7 @@ def film(actor: Actor, args: Args, directory: Path, seed: int) -> Path:
 def play(args: Args) -> None:
     """Plays the agent of --evaluate, greedy and sampled, prints the returns and films it with --capture-video."""
     check_args(args)
-    check_env_id(args.env_id)
+    check_env_id(args)
     path = agent_file(args.evaluate)
     try:
         agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -1053,11 +1041,6 @@ def last_checkpoint(run_dir: Path) -> str:
 def resume_command(run_dir: Path) -> str:
     """Says how to go on."""
     return f"to go on:\n{shlex.join(['python', sys.argv[0], '--resume', str(run_dir)])}"
-
-
-def saved_args(args: Args) -> dict:
-    """The arguments in types that `torch.load(..., weights_only=True)` takes, less the paths to go on from."""
-    return asdict(args) | {"resume": None, "evaluate": None}
 
 
 def agent_file(path: Path) -> Path:
@@ -1154,7 +1137,7 @@ class StopSignals:
 def agent_state(agent: Agent, args: Args, observation_shape: tuple[int, ...], num_actions: int) -> dict:
     """The trained networks and what is needed to build them again."""
     return {
-        "args": saved_args(args),
+        "args": asdict(args) | {"resume": None, "evaluate": None},  # less the paths, which weights_only refuses
         "observation_shape": observation_shape,
         "num_actions": num_actions,
         "log_alpha": agent.log_alpha.detach(),
@@ -1234,7 +1217,7 @@ def train(args: Args) -> Path:
     A run that is resumed needs its own arguments: `read_args` gives them.
     """
     check_args(args)
-    check_env_id(args.env_id)
+    check_env_id(args)
     envs = make_envs(args, args.num_envs)
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -1283,9 +1266,9 @@ def train(args: Args) -> Path:
         metrics = loop["metrics"]
         warm_up_rng.bit_generator.state = loop["warm_up_rng"]
         generator.set_state(loop["generator"].cpu())
-        probe.restore(loop["probe"])
+        probe.rng.bit_generator.state, probe.pairs = loop["probe"]
         observations, resets = loop["observations"].cpu().numpy(), loop["resets"].cpu().numpy()
-        same = tracker.restore(loop["tracker"], observations, resets)
+        same = tracker.restore(loop["episodes"], observations, resets)
         print(f"resumed at step {global_step:,}")
         if not same:
             print("the environment does not repeat its unfinished episodes: they are cut off, and new ones begin")
@@ -1305,10 +1288,10 @@ def train(args: Args) -> Path:
             "metrics": metrics,
             "warm_up_rng": warm_up_rng.bit_generator.state,
             "generator": generator.get_state(),
-            "probe": probe.state(),
+            "probe": (probe.rng.bit_generator.state, probe.pairs),
             "observations": torch.from_numpy(observations),
             "resets": torch.from_numpy(resets),
-            "tracker": tracker.state(),
+            "episodes": tracker.episodes,
         }
         save_checkpoint(run_dir, agent_state(agent, args, observation_shape, num_actions), agent, buffer, loop)
 
@@ -1336,7 +1319,8 @@ def train(args: Args) -> Path:
             if stop.received:
                 bar.close()
                 name = signal.Signals(stop.received).name
-                tqdm.write(f"{name}: stopped at step {global_step:,}; {resume_command(run_dir)}")
+                with suppress(OSError):  # after SIGHUP there is no terminal any more
+                    tqdm.write(f"{name}: stopped at step {global_step:,}; {resume_command(run_dir)}")
                 raise SystemExit(128 + stop.received)
             if finished:
                 break
@@ -1392,7 +1376,6 @@ def train(args: Args) -> Path:
                 for tag, value in zip(metrics, torch.stack([*metrics.values()]).tolist(), strict=True):
                     writer.add_scalar(tag, value, global_step)
             bar.update(min(global_step, args.total_timesteps) - bar.n)
-        writer.flush()
         state = agent_state(agent, args, observation_shape, num_actions)
         write_file(run_dir / "agent.pt", lambda file: torch.save(state, file))  # there: the run is finished
     if args.capture_video:

@@ -65,6 +65,7 @@ class Odd(gym.Env):
 for name, space in (
     ("Images-v0", gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)),
     ("Sequences-v0", gym.spaces.Sequence(gym.spaces.Discrete(3))),
+    ("Unseen-v0", gym.spaces.Box(0, 1, (2,), np.float32)),
 ):
     gym.register(name, entry_point=Odd, kwargs={"observation_space": space})
 
@@ -127,6 +128,13 @@ def test_optional_packages_that_are_missing(script, flag, package, monkeypatch, 
     assert f"pip install {package}" in refused(script, flag, capsys)
 
 
+def test_an_environment_that_cannot_be_filmed(monkeypatch, capsys):
+    """Said before the training, not after it."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # the packages that films need
+    message = refused(sdsac_classic, f"{SOUND} --env-id Unseen-v0 --capture-video", capsys)
+    assert message == "error: --capture-video: Unseen-v0 does not draw pictures (rgb_array)\n"
+
+
 @SCRIPTS
 def test_a_buffer_that_is_larger_than_the_free_memory(script, monkeypatch, capsys):
     free = 2_000_000
@@ -161,7 +169,8 @@ def test_the_limits_of_containers_and_cluster_jobs_count(script, version, monkey
     for path in [path for path in files if "memory." in path]:
         folder, _ = path.rsplit("/", 1)
         files[f"{folder}/memory.{'usage_in_bytes' if version == 1 else 'current'}"] = "1200000\n"
-        files[f"{folder}/memory.stat"] = "anon 900000\ninactive_file 200000\nactive_file 100000\n"
+        cache = "inactive_file 50000\ntotal_inactive_file 200000" if version == 1 else "inactive_file 200000"
+        files[f"{folder}/memory.stat"] = f"anon 900000\n{cache}\nactive_file 100000\n"
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 5_000_000}))
     monkeypatch.setattr(Path, "exists", lambda path: str(path) in files)
     monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])

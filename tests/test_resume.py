@@ -47,14 +47,14 @@ def in_a_directory_of_its_own(tmp_path, monkeypatch):
     torch.set_num_threads(1)
 
 
-def start(script, **flags):
+def start(script, stdout=subprocess.PIPE, **flags):
     command = [sys.executable, "-u", str(ROOT / f"{script}.py")]
     for name, value in flags.items():
         flag = name.replace("_", "-")
         command += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
     return subprocess.Popen(
         command,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -240,6 +240,25 @@ def test_a_signal_is_obeyed_wherever_it_comes(script, where, monkeypatch, capsys
     else:
         evaluations = [[step for step, _ in curves(run)["eval/episodic_return"]] for run in (whole, path.parent)]
         assert [len(steps) for steps in evaluations] == [2, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals")
+def test_a_terminal_that_is_closed_leaves_a_checkpoint():
+    """SIGHUP, and no terminal any more to say so on."""
+    terminal, shown = os.openpty()
+    process = start("sdsac_classic", stdout=shown, **CLASSIC | {"total_timesteps": 10**6})
+    os.close(shown)
+    os.set_blocking(terminal, False)
+    while not list(Path("runs").glob("*/checkpoint.pt")):
+        assert process.poll() is None
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 10_000)  # or the run might wait for someone to read
+        time.sleep(0.01)
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    assert torch.load(path, weights_only=True)["loop"]["counts"][0] % 250  # not one of the periodic ones
 
 
 def wait_in_the_update(directory):

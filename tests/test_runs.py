@@ -512,9 +512,9 @@ def test_return_probe_adds_up_to_the_same_bits_wherever_it_is_restored(script, m
         probe = script.ReturnProbe(script.Args(n_step=3), np.random.SeedSequence(0))
         for k in range(30):
             if restored:
-                state = probe.state()
+                before = probe
                 probe = script.ReturnProbe(script.Args(n_step=3), np.random.SeedSequence(1))
-                probe.restore(state)
+                probe.rng.bit_generator.state, probe.pairs = before.rng.bit_generator.state, before.pairs
             pairs = probe.follow(fake_agent(), x, 0, rewards[k], k == 29, False, entropies[k], x)
         return pairs
 
@@ -597,7 +597,7 @@ SHARED = [
     *("entropy_penalty", "entropy_of", "temperature_loss", "make_agent", "critic_parameters", "gradients", "update"),
     *("compiled", "descend", "act"),
     *("ReturnProbe", "agent_state", "load_agent", "set_schedules", "make_run_dir", "make_writer", "refuse"),
-    *("write_file", "keep_only", "save_checkpoint", "load_checkpoint", "saved_args", "read_args", "StopSignals"),
+    *("write_file", "keep_only", "save_checkpoint", "load_checkpoint", "read_args", "StopSignals"),
     *(
         "check_args",
         "check_memory",

@@ -139,15 +139,24 @@ def test_games_are_evaluated_by_quotas_with_raw_scores_and_seeds_of_their_own(mo
     assert np.mean(games.actions) > 0.95  # greedily always 1; sampled, little more than every other
 
 
-def test_evaluation_keeps_the_time_limit_of_the_environment(monkeypatch):
-    limits, make_envs = [], sdsac_classic.make_envs
-    monkeypatch.setattr(
-        sdsac_classic, "make_envs", lambda args, number, limit: limits.append(limit) or make_envs(args, number, limit)
-    )
-    actor = torch.nn.Linear(4, 2)
-    returns = sdsac_classic.evaluate(actor, sdsac_classic.Args(env_id=SHORT_CARTPOLE), 5, greedy=False, seed=0)
-    assert limits == [None]
-    assert max(returns) <= 15
+@pytest.mark.parametrize("limit", [15, sdsac_classic.EVALUATION_LIMIT + 200])
+def test_evaluation_keeps_the_time_limit_of_the_environment(limit):
+    gym.register(f"Idle{limit}-v0", entry_point=Idle, max_episode_steps=limit)
+    args, actor = sdsac_classic.Args(env_id=f"Idle{limit}-v0"), torch.nn.Linear(1, 2)
+    assert sdsac_classic.evaluate(actor, args, 2, greedy=False, seed=0).tolist() == [limit] * 2
+
+
+class Idle(gym.Env):
+    """Never ends."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,), np.float32), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 1.0, False, False, {}
 
 
 @pytest.mark.parametrize(("env_id", "sticky"), [("ALE/Breakout-v5", 0.25), ("BreakoutNoFrameskip-v4", 0.0)])
