@@ -15,8 +15,13 @@
 
     python sdsac_atari.py                                    BreakoutNoFrameskip-v4, on CUDA where there is one
     python sdsac_atari.py --env-id ALE/Pong-v5 --seed 2      any game of the ALE (here with sticky actions)
-    python sdsac_atari.py --no-double-average --no-q-clip --no-entropy-penalty        vanilla discrete SAC's losses
+    python sdsac_atari.py --no-double-average --no-q-clip --no-entropy-penalty --n-step 1      vanilla discrete SAC
     tensorboard --logdir runs                                the curves
+
+SD-SAC changes three things in discrete SAC. The mean of the two critics replaces their minimum, which under-estimates;
+Q-clip holds each critic near its target network; and a penalty holds the policy's entropy near what it was when the
+data were collected. To see how, read `gradients` and `update`, then `ReplayBuffer.pick` and the loop of `train`: the
+rest is environments, speed, checkpoints and messages.
 
 Sources: Zhou et al. 2024, "Revisiting Discrete Soft Actor-Critic" (TMLR, arXiv:2209.10081): the algorithm;
 Christodoulou 2019 (arXiv:1910.07207): SAC for discrete actions; Haarnoja et al. 2018 (arXiv:1812.05905): the tuned
@@ -115,7 +120,7 @@ class Args:
     gamma: float = 0.99
     """the discount factor"""
     n_step: int = 3
-    """steps of reward before the bootstrap; entropy enters only at the bootstrap, so n also scales its weight"""
+    """steps of reward before the bootstrap; entropy enters only there, so a larger n also makes it count for less"""
     tau: float = 0.005
     """the share of the critics that flows into their targets at each target update"""
     target_network_frequency: int = 1
@@ -144,12 +149,12 @@ class Args:
     target_entropy_scale: float = 0.5
     """target entropy as a share of log A, the entropy of the uniform policy; ignored with --no-autotune"""
     double_average: bool = True
-    """if toggled, the twins' mean stands in the target and in the actor loss; otherwise their minimum (vanilla SAC)"""
+    """if toggled, the two critics' mean stands in target and actor loss; otherwise their minimum (vanilla SAC)"""
     q_clip: bool = True
     """if toggled, critics are held near their targets by --clip-range; otherwise plain squared error (vanilla SAC)"""
     clip_range: float = 0.5
     """c of Q-clip, in units of return; ignored with --no-q-clip. Where the clipped branch wins the gradient is zero, so
-    Q can only move by about tau * c per update: keep that well above the size of the returns / number of updates"""
+    Q can only move by about tau * c per update: that times the number of updates should be well above the returns"""
     entropy_penalty: bool = True
     """if toggled, the policy's entropy is held near the entropy it had when the transition was collected"""
     beta: float = 0.01
@@ -196,36 +201,6 @@ def check_args(args: Args) -> None:
     missing = [package for module, package in FILM_PACKAGES.items() if importlib.util.find_spec(module) is None]
     if args.capture_video and missing:
         refuse(f"--capture-video needs more: pip install {' '.join(missing)}")
-
-
-def available_memory() -> int:
-    """Bytes that this process may take: free on the machine, and left to its container or cluster job."""
-    available = [psutil.virtual_memory().available]
-    with suppress(OSError):  # on Linux, what the limits of its control groups leave, version 2 (no controllers) or 1
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers not in ("", "memory"):
-                continue
-            limit, usage, cache = ("max", "current", "inactive_file")
-            if controllers:
-                limit, usage, cache = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
-            group = Path("/sys/fs/cgroup", controllers, path.strip("/"))
-            for folder in (group, *group.parents):
-                file = folder / f"memory.{limit}"
-                if file.exists() and file.read_text() != "max\n":
-                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    used = int((folder / f"memory.{usage}").read_text()) - int(stat[cache])
-                    available.append(int(file.read_text()) - used)
-    return min(available)
-
-
-def check_memory(args: Args, needed: int) -> None:
-    """Refuses a replay buffer of `needed` bytes that the machine's memory does not hold."""
-    available = available_memory()
-    if needed > available:
-        fits = int(0.9 * args.buffer_size * available / needed)
-        figures = f"takes {needed / 1e9:.2f} GB of memory, {available / 1e9:.2f} GB are free; {fits} fits"
-        refuse(f"--buffer-size {args.buffer_size}: {figures}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -459,7 +434,7 @@ class ReplayBuffer:
 
     def index(self, steps, envs):
         """Where step `steps` of environment `envs` is stored."""
-        return steps % self.rows * self.num_envs + envs
+        return (steps % self.rows) * self.num_envs + envs
 
     def chains(self, steps, envs):
         """The n-step chains from (steps, envs), both (B,): where their rows are (B, n), their lengths k (B,), whether
@@ -469,11 +444,11 @@ class ReplayBuffer:
         termination or has the observation it bootstraps from.
         """
         rows = self.index(steps[:, None] + np.arange(self.n_step), envs[:, None])
-        ends = self.ended[rows]  # beyond the newest step lie the oldest; a chain that ends there is not valid
+        ends = self.ended[rows]  # what lies beyond the newest step is old; chains that reach there are not valid
         lengths = np.where(ends.any(1), ends.argmax(1) + 1, self.n_step)
         last = self.index(steps + lengths - 1, envs)
-        stored = steps + lengths < self.steps
-        terminated = self.terminated[last] & (steps + lengths <= self.steps)
+        stored = steps + lengths < self.steps  # the observation that it bootstraps from
+        terminated = self.terminated[last] & (steps + lengths <= self.steps)  # which needs none
         stacked = steps - self.ages[rows[:, 0]] >= self.steps - self.rows
         return rows, lengths, terminated, (stored | terminated) & stacked & ~self.resets[rows[:, 0]]
 
@@ -502,6 +477,7 @@ class ReplayBuffer:
         rewards = (self.rewards[rows] * taken) @ self.powers[:-1]
         discounts = np.where(terminated, 0.0, self.powers[lengths])
         numbers = np.stack([rewards, discounts, self.entropies[rows[:, 0]], self.actions[rows[:, 0]]])
+        # What terminated in the newest step has no successor yet; any will do, for its discount is 0
         successors = np.minimum(steps + lengths, self.steps - 1)
         indices = np.stack([self.stack_indices(steps, envs), self.stack_indices(successors, envs)])
         frames = torch.from_numpy(indices)
@@ -585,7 +561,7 @@ class Agent:
     q_optimizer: torch.optim.Optimizer
     a_optimizer: torch.optim.Optimizer
     target_step: Tensor  # 0-d: the share of the critics that flows into the targets at the next update, tau or 0
-    not_finite: Tensor  # (2,) int64: the first metric that was not finite, and the updates since it, 0 while all are
+    not_finite: Tensor  # (2,) int64: the first metric that was not finite; the updates since, with it, 0 while all are
 
 
 def soft_value(q: Tensor, log_pi: Tensor, alpha: Tensor | float) -> Tensor:
@@ -597,7 +573,7 @@ def soft_value(q: Tensor, log_pi: Tensor, alpha: Tensor | float) -> Tensor:
 
 
 def average_or_min(q1: Tensor, q2: Tensor, double_average: bool) -> Tensor:
-    """Double average (Zhou et al. 2024): the twins' mean, which does not under-estimate; or the minimum of SAC.
+    """Double average (Zhou et al. 2024): the two critics' mean; or SAC's minimum, which under-estimates.
 
     (B, A), (B, A) -> (B, A)
     """
@@ -614,12 +590,12 @@ def critic_loss(q: Tensor, q_target: Tensor, y: Tensor, clip_range: float | None
     squared = (q - y).square()
     if clip_range is not None:
         clipped = q.clamp(q_target - clip_range, q_target + clip_range)  # = Q' + clip(Q - Q', -c, c), rounded once
-        squared = torch.maximum(squared, (clipped - y).square())  # equal within the range, where both give half
+        squared = torch.maximum(squared, (clipped - y).square())  # equal within the range: each gets half the gradient
     return squared.mean()
 
 
 def clipped_fraction(q: Tensor, q_target: Tensor, y: Tensor, clip_range: float | None) -> Tensor:
-    """Share of the samples with |Q - Q'| > c whose clipped branch is the larger: those get no gradient.
+    """Share of all samples whose clipped error is the larger, which takes |Q - Q'| > c: those get no gradient.
 
     q, q_target, y (B,) -> scalar in [0, 1], 0 where clip_range is None
     """
@@ -649,7 +625,8 @@ def entropy_of(log_pi: Tensor) -> Tensor:
 
 
 def temperature_loss(log_alpha: Tensor, entropy: Tensor, target_entropy: float) -> Tensor:
-    """log(alpha) mean(H - H_target) (Haarnoja et al. 2018): raises alpha while the entropy is below its target.
+    """log(alpha) mean(H - H_target) (Haarnoja et al. 2018, with log(alpha) for alpha, as is usual): raises alpha while
+    the entropy is below its target.
 
     log_alpha scalar, entropy (B,) in nats -> scalar. Only log_alpha gets a gradient.
     """
@@ -685,9 +662,9 @@ def critic_parameters(encoder: Encoder, qf1: SoftQNetwork, qf2: SoftQNetwork) ->
 
 
 def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tuple, dict[str, Tensor]]:
-    """The losses of Algorithm 1 (Zhou et al. 2024), all of them at the agent's weights, and their gradients.
+    """The gradients of the three losses of Algorithm 1 (Zhou et al. 2024), all taken at the agent's present weights.
 
-    Returns those of the critics, the actor and the temperature (none if it is fixed), each in the order of its
+    Returns the gradients of the critics, the actor and the temperature (none if it is fixed), each in the order of its
     optimiser's parameters, and the metrics, by TensorBoard tag, as 0-d tensors on the agent's device. Notes in
     `agent.not_finite` whether these are finite.
     """
@@ -696,20 +673,20 @@ def gradients(agent: Agent, batch: Batch, args: Args) -> tuple[tuple, tuple, tup
     alpha = agent.log_alpha.detach().exp()
     actions = batch.actions.unsqueeze(1)  # (B, 1)
 
-    both = Encoder.scale(torch.cat([batch.observations, batch.next_observations]))  # 2B rows
-    observations, next_observations = both.chunk(2)
+    stacked = Encoder.scale(torch.cat([batch.observations, batch.next_observations]))  # s, then s': 2B rows
+    observations, next_observations = stacked.chunk(2)
 
-    # Target y = R + gamma^k V'(s'): R and s' of the k <= n steps taken, V' = 0 where they ended in termination. Heads
-    # are called on features, so that each encoder sees each batch once; the targets' see both of them together.
+    # Target y = R + gamma^k V'(s'): R and s' of the k <= n steps taken, V' = 0 where they ended in termination. Encoder
+    # and heads are called apart, so that features are computed once and shared by the heads.
     with torch.no_grad():
-        target_features = agent.encoder_target(both)
-        q1_target, next_q1 = agent.qf1_target.head(target_features).chunk(2)  # (B, A) each
-        q2_target, next_q2 = agent.qf2_target.head(target_features).chunk(2)
+        target_features = agent.encoder_target(stacked)
+        slow_q1, next_q1 = agent.qf1_target.head(target_features).chunk(2)  # (B, A) each: Q'_1 at s and at s'
+        slow_q2, next_q2 = agent.qf2_target.head(target_features).chunk(2)
         next_log_pi = F.log_softmax(agent.actor.head(agent.encoder(next_observations)), dim=1)  # (B, A)
         next_v = soft_value(average_or_min(next_q1, next_q2, args.double_average), next_log_pi, alpha)
         y = batch.rewards + batch.discounts * next_v  # (B,)
-        q1_target = q1_target.gather(1, actions).squeeze(1)  # (B,): Q'_1(s, a), near which Q-clip holds Q_1(s, a)
-        q2_target = q2_target.gather(1, actions).squeeze(1)
+        q1_target = slow_q1.gather(1, actions).squeeze(1)  # (B,): Q'_1(s, a), near which Q-clip holds Q_1(s, a)
+        q2_target = slow_q2.gather(1, actions).squeeze(1)
 
     # Critics
     features = agent.encoder(observations)
@@ -776,7 +753,7 @@ def update(agent: Agent, batch: Batch, args: Args, compute: Callable = gradients
 
 
 def descend(optimizer: torch.optim.Optimizer, gradients: tuple, max_norm: float | None = None, norm=None) -> None:
-    """One step down `gradients`, which are of norm `norm`, scaled down to `max_norm` where that is given and less."""
+    """One step down `gradients`, of norm `norm`, which are scaled to `max_norm` if that is given and smaller."""
     parameters = optimizer.param_groups[0]["params"]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         same = gradient.stride() == parameter.stride()  # fused Adam walks through both as they lie in memory
@@ -807,7 +784,7 @@ def act(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tens
     `noise`, (E, A), is of `exponential_noise`.
     """
     log_pi = F.log_softmax(actor(observations), dim=1)
-    return (log_pi - noise.log()).argmax(1), entropy_of(log_pi)  # Gumbel-max: no check of arguments, no waiting
+    return (log_pi - noise.log()).argmax(1), entropy_of(log_pi)  # Gumbel-max: multinomial would wait for a GPU
 
 
 def exponential_noise(num_envs: int, num_actions: int, generator: torch.Generator) -> Tensor:
@@ -820,7 +797,7 @@ def exponential_noise(num_envs: int, num_actions: int, generator: torch.Generato
 class ReturnProbe:
     """Follows state-action pairs of one environment: what the critics predicted and what really followed.
 
-    Each step begins a pair with the same probability, wherever in an episode it is. The prediction is the twins' mean
+    Each step begins a pair with the same probability, wherever in an episode it is. The prediction is the critics' mean
     when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1} gamma^{jn} H_{t+jn}, for a soft Q
     contains the entropy at each bootstrap; up to termination as the learner sees it, or to truncation or PROBE_LENGTH
     steps, where gamma^k V of the last observation stands for the rest.
@@ -1269,6 +1246,36 @@ def environment_seeds(seeds: np.random.SeedSequence, num_envs: int) -> np.ndarra
     return (seeds.generate_state(num_envs) & 0x7FFFFFFF).astype(np.int64)
 
 
+def available_memory() -> int:
+    """Bytes that this process may take: free on the machine, and left to its container or cluster job."""
+    available = [psutil.virtual_memory().available]
+    with suppress(OSError):  # on Linux, what the limits of its control groups leave, version 2 (no controllers) or 1
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers not in ("", "memory"):
+                continue
+            limit, usage, cache = ("max", "current", "inactive_file")
+            if controllers:
+                limit, usage, cache = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
+            group = Path("/sys/fs/cgroup", controllers, path.strip("/"))
+            for folder in (group, *group.parents):
+                file = folder / f"memory.{limit}"
+                if file.exists() and file.read_text() != "max\n":
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    used = int((folder / f"memory.{usage}").read_text()) - int(stat[cache])
+                    available.append(int(file.read_text()) - used)
+    return min(available)
+
+
+def check_memory(args: Args, needed: int) -> None:
+    """Refuses a replay buffer of `needed` bytes that the machine's memory does not hold."""
+    available = available_memory()
+    if needed > available:
+        fits = int(0.9 * args.buffer_size * available / needed)
+        figures = f"takes {needed / 1e9:.2f} GB of memory, {available / 1e9:.2f} GB are free; {fits} fits"
+        refuse(f"--buffer-size {args.buffer_size}: {figures}")
+
+
 def make_run_dir(args: Args) -> Path:
     """runs/{env_id}__{exp_name}__{seed}__{time}, with a suffix where that exists already."""
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
@@ -1339,14 +1346,15 @@ def train(args: Args) -> Path:
     agent = make_agent(args, observation_shape, num_actions, device)
     probe = ReturnProbe(args, probe_seed)
 
-    tuned = f"tuned from {args.alpha} to entropy {args.target_entropy_scale * np.log(num_actions):.3f}"
+    target_entropy, uniform = args.target_entropy_scale * np.log(num_actions), np.log(num_actions)
+    tuned = f"tuned from {args.alpha} to entropy {target_entropy:.3f} (uniform policy: {uniform:.3f})"
     sticky = gym.spec(args.env_id).kwargs["repeat_action_probability"]
     print(
         f"environment: {args.env_id}, {args.num_envs} at a time, {num_actions} actions, sticky with probability "
         f"{sticky}, frame skip {FRAME_SKIP}\n"
         "protocol: raw scores of whole games; the learner's rewards are clipped to [-1, 1], and a lost life ends its "
         "bootstrapping, not the game\n"
-        f"alpha: {tuned if args.autotune else f'fixed at {args.alpha}'} (uniform policy: {np.log(num_actions):.3f})\n"
+        f"alpha: {tuned if args.autotune else f'fixed at {args.alpha}'}\n"
         f"replay buffer: {args.buffer_size:,} transitions, {buffer_bytes / 1e9:.2f} GB on {buffer.frames.device}\n"
         f"device: {device}; writing to {run_dir}"
     )
