@@ -1262,7 +1262,7 @@ def available_memory() -> int:
                 file = folder / f"memory.{limit}"
                 if file.exists() and file.read_text() != "max\n":
                     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    used = int((folder / f"memory.{usage}").read_text()) - int(stat[cache])
+                    used = int((folder / f"memory.{usage}").read_text()) - int(stat.get(cache, 0))
                     available.append(int(file.read_text()) - used)
     return min(available)
 
@@ -1423,9 +1423,9 @@ def train(args: Args) -> Path:
                 checkpoints = global_step // args.checkpoint_frequency
                 checkpoint()
             if stop.received:
-                bar.close()
                 name = signal.Signals(stop.received).name
-                with suppress(OSError):  # after SIGHUP there is no terminal any more
+                with suppress(OSError):  # after SIGHUP there may be nobody any more to read it
+                    bar.close()
                     tqdm.write(f"{name}: stopped at step {global_step:,}; {resume_command(run_dir)}")
                 raise SystemExit(128 + stop.received)
             if finished:

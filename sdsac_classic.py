@@ -270,8 +270,6 @@ def check_env_id(args: Args) -> None:
         refuse(f"--env-id {env_id}: its observations, {env.observation_space}, do not flatten to a vector")
     if len(env.observation_space.shape or ()) == 3:
         refuse(f"--env-id {env_id}: its observations are images; sdsac_atari.py plays the games of the ALE")
-    if args.capture_video and "rgb_array" not in env.metadata["render_modes"]:
-        refuse(f"--capture-video: {env_id} does not draw pictures (rgb_array)")
     env.close()
 
 
@@ -1165,7 +1163,7 @@ def available_memory() -> int:
                 file = folder / f"memory.{limit}"
                 if file.exists() and file.read_text() != "max\n":
                     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    used = int((folder / f"memory.{usage}").read_text()) - int(stat[cache])
+                    used = int((folder / f"memory.{usage}").read_text()) - int(stat.get(cache, 0))
                     available.append(int(file.read_text()) - used)
     return min(available)
 
@@ -1325,9 +1323,9 @@ def train(args: Args) -> Path:
                 checkpoints = global_step // args.checkpoint_frequency
                 checkpoint()
             if stop.received:
-                bar.close()
                 name = signal.Signals(stop.received).name
-                with suppress(OSError):  # after SIGHUP there is no terminal any more
+                with suppress(OSError):  # after SIGHUP there may be nobody any more to read it
+                    bar.close()
                     tqdm.write(f"{name}: stopped at step {global_step:,}; {resume_command(run_dir)}")
                 raise SystemExit(128 + stop.received)
             if finished:

@@ -65,7 +65,6 @@ class Odd(gym.Env):
 for name, space in (
     ("Images-v0", gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)),
     ("Sequences-v0", gym.spaces.Sequence(gym.spaces.Discrete(3))),
-    ("Unseen-v0", gym.spaces.Box(0, 1, (2,), np.float32)),
 ):
     gym.register(name, entry_point=Odd, kwargs={"observation_space": space})
 
@@ -126,13 +125,6 @@ def test_all_numeric_flags_are_covered():
 def test_optional_packages_that_are_missing(script, flag, package, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert f"pip install {package}" in refused(script, flag, capsys)
-
-
-def test_an_environment_that_cannot_be_filmed(monkeypatch, capsys):
-    """Said before the training, not after it."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # the packages that films need
-    message = refused(sdsac_classic, f"{SOUND} --env-id Unseen-v0 --capture-video", capsys)
-    assert message == "error: --capture-video: Unseen-v0 does not draw pictures (rgb_array)\n"
 
 
 @SCRIPTS
