@@ -234,9 +234,8 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_env_id(args: Args) -> None:
+def check_env_id(env_id: str) -> None:
     """Refuses what is not a game of the ALE with a fixed frame skip."""
-    env_id = args.env_id
     try:
         kwargs = gym.spec(env_id).kwargs
     except gym.error.Error as error:
@@ -1034,7 +1033,7 @@ def film(actor: Actor, args: Args, directory: Path, seed: int) -> Path:
 def play(args: Args) -> None:
     """Plays the agent of --evaluate, greedy and sampled, prints the returns and films it with --capture-video."""
     check_args(args)
-    check_env_id(args)
+    check_env_id(args.env_id)
     path = agent_file(args.evaluate)
     try:
         agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -1321,7 +1320,7 @@ def train(args: Args) -> Path:
     A run that is resumed needs its own arguments: `read_args` gives them.
     """
     check_args(args)
-    check_env_id(args)
+    check_env_id(args.env_id)
     envs = make_envs(args, args.num_envs)
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")

@@ -257,9 +257,8 @@ class EpisodeTracker:
         return same
 
 
-def check_env_id(args: Args) -> None:
+def check_env_id(env_id: str) -> None:
     """Refuses what does not have discrete actions and observations that flatten to a vector."""
-    env_id = args.env_id
     try:
         env = gym.make(env_id)
     except (gym.error.Error, ImportError, ValueError) as error:
@@ -935,7 +934,7 @@ def film(actor: Actor, args: Args, directory: Path, seed: int) -> Path:
 def play(args: Args) -> None:
     """Plays the agent of --evaluate, greedy and sampled, prints the returns and films it with --capture-video."""
     check_args(args)
-    check_env_id(args)
+    check_env_id(args.env_id)
     path = agent_file(args.evaluate)
     try:
         agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -1222,7 +1221,7 @@ def train(args: Args) -> Path:
     A run that is resumed needs its own arguments: `read_args` gives them.
     """
     check_args(args)
-    check_env_id(args)
+    check_env_id(args.env_id)
     envs = make_envs(args, args.num_envs)
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
