@@ -543,19 +543,23 @@ def test_a_finished_run_can_be_made_longer(short_run):
     assert sdsac_classic.load_agent(short_run / "agent.pt", "cpu")[1].total_timesteps == 400
 
 
+def die_in_the_first_update(name, directory, arguments):
+    os.chdir(directory)
+    script = sys.modules[name]
+    script.Updater.__call__ = lambda self: os._exit(9)  # what follows SIGKILL: nothing
+    script.main(arguments)
+
+
 @SCRIPTS
-def test_a_run_that_is_made_longer_and_killed_at_once_stays_longer(script, monkeypatch):
+def test_a_run_that_is_made_longer_and_killed_at_once_stays_longer(script, forkserver, tmp_path):
     flags = (SHORT_ATARI if script is sdsac_atari else CLASSIC) | {"total_timesteps": 300}
-    run_dir = script.train(script.Args(**flags, cuda=False))  # CUDA does not outlive a fork
+    run_dir = script.train(script.Args(**flags))
     longer = flags["total_timesteps"] + 100
-    with monkeypatch.context() as patch:
-        patch.setattr(script.Updater, "__call__", lambda self: os._exit(9))  # what follows SIGKILL: nothing
-        if os.fork() == 0:
-            try:
-                script.main(["--resume", str(run_dir), "--total-timesteps", str(longer)])
-            finally:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+    arguments = ["--resume", str(run_dir), "--total-timesteps", str(longer)]
+    process = forkserver.Process(target=die_in_the_first_update, args=(script.__name__, tmp_path, arguments))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 9
     assert not (run_dir / "agent.pt").exists()
     script.main(["--resume", str(run_dir)])
     assert script.load_agent(run_dir / "agent.pt", "cpu")[1].total_timesteps == longer
