@@ -1368,16 +1368,17 @@ def train(args: Args) -> Path:
     if args.resume:
         try:
             loop = load_checkpoint(run_dir, agent, buffer, device)
-        except Exception as error:  # as many as there are ways to damage a file
+            global_step, updates, logged, checkpoints, evaluations = loop["counts"]
+            last_returns.extend(loop["last_returns"])
+            metrics = loop["metrics"]
+            warm_up_rng.bit_generator.state = loop["warm_up_rng"]
+            generator.set_state(loop["generator"].cpu())
+            probe.rng.bit_generator.state, _ = loop["probe"]  # its pairs are of games that are lost
+            last_observations = loop["observations"].cpu().numpy()
+        except Exception as error:  # as many as there are ways to damage a file, or to have written it otherwise
             cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             refuse(f"--resume {run_dir}: its checkpoint cannot be read ({cause})")
-        global_step, updates, logged, checkpoints, evaluations = loop["counts"]
-        last_returns.extend(loop["last_returns"])
-        metrics = loop["metrics"]
-        warm_up_rng.bit_generator.state = loop["warm_up_rng"]
-        generator.set_state(loop["generator"].cpu())
-        probe.rng.bit_generator.state, _ = loop["probe"]  # its pairs are of games that are lost
-        buffer.cut(loop["observations"].cpu().numpy())
+        buffer.cut(last_observations)
         observations, infos = envs.reset(
             seed=environment_seeds(np.random.SeedSequence((args.seed, 2, global_step)), args.num_envs)
         )

@@ -1263,16 +1263,16 @@ def train(args: Args) -> Path:
     if args.resume:
         try:
             loop = load_checkpoint(run_dir, agent, buffer, device)
-        except Exception as error:  # as many as there are ways to damage a file
+            global_step, updates, logged, checkpoints, evaluations = loop["counts"]
+            last_returns.extend(loop["last_returns"])
+            metrics = loop["metrics"]
+            warm_up_rng.bit_generator.state = loop["warm_up_rng"]
+            generator.set_state(loop["generator"].cpu())
+            probe.rng.bit_generator.state, probe.pairs = loop["probe"]
+            observations, resets = loop["observations"].cpu().numpy(), loop["resets"].cpu().numpy()
+        except Exception as error:  # as many as there are ways to damage a file, or to have written it otherwise
             cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             refuse(f"--resume {run_dir}: its checkpoint cannot be read ({cause})")
-        global_step, updates, logged, checkpoints, evaluations = loop["counts"]
-        last_returns.extend(loop["last_returns"])
-        metrics = loop["metrics"]
-        warm_up_rng.bit_generator.state = loop["warm_up_rng"]
-        generator.set_state(loop["generator"].cpu())
-        probe.rng.bit_generator.state, probe.pairs = loop["probe"]
-        observations, resets = loop["observations"].cpu().numpy(), loop["resets"].cpu().numpy()
         same = tracker.restore(loop["episodes"], observations, resets)
         print(f"resumed at step {global_step:,}")
         if not same:

@@ -161,10 +161,11 @@ def unfinished_files():
     return found
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1"])
-def test_nothing_is_lost_whenever_a_run_is_killed(env_id, forkserver, tmp_path):
+@pytest.mark.parametrize(("env_id", "num_envs"), [("CartPole-v1", 1), ("FrozenLake-v1", 2)])
+def test_nothing_is_lost_whenever_a_run_is_killed(env_id, num_envs, forkserver, tmp_path):
     """SIGKILL at random instants, over and over, many of them in the middle of a file."""
     flags = CLASSIC | {"env_id": env_id, "checkpoint_frequency": 50, "eval_frequency": 200, "eval_episodes": 2}
+    flags["num_envs"] = num_envs
     whole = sdsac_classic.train(sdsac_classic.Args(**flags, exp_name="whole")).rename("whole")
     rng, kills, torn, step, longest, status = random.Random(1), 0, 0, 0, 0.6, None
     while status != 0:
@@ -543,6 +544,24 @@ def test_a_finished_run_can_be_made_longer(short_run):
     assert sdsac_classic.load_agent(short_run / "agent.pt", "cpu")[1].total_timesteps == 400
 
 
+@SCRIPTS
+def test_a_resumed_run_goes_on_with_its_random_numbers(script, monkeypatch):
+    flags = (SHORT_ATARI if script is sdsac_atari else CLASSIC) | {"total_timesteps": 300}
+    run_dir = script.train(script.Args(**flags))
+    saved = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+
+    def compare(run_dir, agent_state, agent, buffer, loop):
+        assert buffer.rng.bit_generator.state == saved["buffer"]["rng"]
+        assert loop["probe"][0] == saved["loop"]["probe"][0]
+        assert loop["warm_up_rng"] == saved["loop"]["warm_up_rng"]
+        assert torch.equal(loop["generator"], saved["loop"]["generator"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "save_checkpoint", compare)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(["--resume", str(run_dir), "--total-timesteps", "400"])
+
+
 def die_in_the_first_update(name, directory, arguments):
     os.chdir(directory)
     script = sys.modules[name]
@@ -648,6 +667,10 @@ def test_files_that_are_not_whole_are_refused(short_run, tmp_path, capsys):
     assert "cannot be loaded (KeyError: 'actor')" in refused(capsys, evaluate=run_dir)
     torch.save(state | {"args": state["args"] | {"gamma": "abc"}}, run_dir / "agent.pt")
     assert "cannot be read (TypeError)" in refused(capsys, evaluate=run_dir)
+    state = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    del state["loop"]["probe"]  # as it was in another version
+    torch.save(state, run_dir / "checkpoint.pt")
+    assert "its checkpoint cannot be read (KeyError: 'probe')" in refused(capsys, resume=run_dir)
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
