@@ -257,8 +257,8 @@ class EpisodeTracker:
         return same
 
 
-def check_env_id(env_id: str) -> None:
-    """Refuses what does not have discrete actions and observations that flatten to a vector."""
+def check_env_id(env_id: str, films: bool) -> None:
+    """Refuses what does not have discrete actions and observations that flatten to a vector, or draws no `films`."""
     try:
         env = gym.make(env_id)
     except (gym.error.Error, ImportError, ValueError) as error:
@@ -269,6 +269,8 @@ def check_env_id(env_id: str) -> None:
         refuse(f"--env-id {env_id}: its observations, {env.observation_space}, do not flatten to a vector")
     if len(env.observation_space.shape or ()) == 3:
         refuse(f"--env-id {env_id}: its observations are images; sdsac_atari.py plays the games of the ALE")
+    if films and "rgb_array" not in env.metadata.get("render_modes", ()):
+        refuse(f"--capture-video: {env_id} does not draw itself")
     env.close()
 
 
@@ -934,7 +936,7 @@ def film(actor: Actor, args: Args, directory: Path, seed: int) -> Path:
 def play(args: Args) -> None:
     """Plays the agent of --evaluate, greedy and sampled, prints the returns and films it with --capture-video."""
     check_args(args)
-    check_env_id(args.env_id)
+    check_env_id(args.env_id, args.capture_video)
     path = agent_file(args.evaluate)
     try:
         agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -1221,7 +1223,7 @@ def train(args: Args) -> Path:
     A run that is resumed needs its own arguments: `read_args` gives them.
     """
     check_args(args)
-    check_env_id(args.env_id)
+    check_env_id(args.env_id, args.capture_video)
     envs = make_envs(args, args.num_envs)
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")

@@ -65,6 +65,7 @@ class Odd(gym.Env):
 for name, space in (
     ("Images-v0", gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)),
     ("Sequences-v0", gym.spaces.Sequence(gym.spaces.Discrete(3))),
+    ("Blind-v0", gym.spaces.Box(-1, 1, (4,), np.float32)),
 ):
     gym.register(name, entry_point=Odd, kwargs={"observation_space": space})
 
@@ -125,6 +126,12 @@ def test_all_numeric_flags_are_covered():
 def test_optional_packages_that_are_missing(script, flag, package, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert f"pip install {package}" in refused(script, flag, capsys)
+
+
+def test_films_of_an_environment_that_does_not_draw(monkeypatch, capsys):
+    monkeypatch.setattr(sdsac_classic, "FILM_PACKAGES", {})
+    message = refused(sdsac_classic, f"{SOUND} --env-id Blind-v0 --capture-video", capsys)
+    assert message == "error: --capture-video: Blind-v0 does not draw itself\n"
 
 
 @SCRIPTS
