@@ -234,17 +234,18 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_env_id(env_id: str) -> None:
+def check_env_id(args: Args) -> None:
     """Refuses what is not a game of the ALE with a fixed frame skip."""
+    given = f"--env-id {args.env_id}"
     try:
-        kwargs = gym.spec(env_id).kwargs
+        kwargs = gym.spec(args.env_id).kwargs
     except gym.error.Error as error:
-        refuse(f"--env-id {env_id}: {error}")
+        refuse(f"{given}: {error}")
     if "game" not in kwargs:
-        refuse(f"--env-id {env_id}: not an Atari game; sdsac_classic.py takes vector observations")
+        refuse(f"{given}: not an Atari game; sdsac_classic.py takes vector observations")
     if not isinstance(kwargs["frameskip"], int):
-        name = env_id.rsplit("-", 1)[0]
-        refuse(f"--env-id {env_id}: its frame skip is random; use {name}NoFrameskip-{env_id.rsplit('-', 1)[1]}")
+        name, version = args.env_id.rsplit("-", 1)
+        refuse(f"{given}: its frame skip is random; use {name}NoFrameskip-{version}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1033,7 +1034,7 @@ def film(actor: Actor, args: Args, directory: Path, seed: int) -> Path:
 def play(args: Args) -> None:
     """Plays the agent of --evaluate, greedy and sampled, prints the returns and films it with --capture-video."""
     check_args(args)
-    check_env_id(args.env_id)
+    check_env_id(args)
     path = agent_file(args.evaluate)
     try:
         agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -1320,7 +1321,7 @@ def train(args: Args) -> Path:
     A run that is resumed needs its own arguments: `read_args` gives them.
     """
     check_args(args)
-    check_env_id(args.env_id)
+    check_env_id(args)
     envs = make_envs(args, args.num_envs)
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")

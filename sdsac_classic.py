@@ -257,20 +257,21 @@ class EpisodeTracker:
         return same
 
 
-def check_env_id(env_id: str, films: bool) -> None:
-    """Refuses what does not have discrete actions and observations that flatten to a vector, or draws no `films`."""
+def check_env_id(args: Args) -> None:
+    """Refuses what does not have discrete actions and observations that flatten to a vector, or cannot be filmed."""
+    given = f"--env-id {args.env_id}"
     try:
-        env = gym.make(env_id)
+        env = gym.make(args.env_id)
     except (gym.error.Error, ImportError, ValueError) as error:
-        refuse(f"--env-id {env_id}: {error}")
+        refuse(f"{given}: {error}")
     if not isinstance(env.action_space, gym.spaces.Discrete):
-        refuse(f"--env-id {env_id}: its actions are {env.action_space}; SD-SAC needs discrete ones")
+        refuse(f"{given}: its actions are {env.action_space}; SD-SAC needs discrete ones")
     if not env.observation_space.is_np_flattenable:
-        refuse(f"--env-id {env_id}: its observations, {env.observation_space}, do not flatten to a vector")
+        refuse(f"{given}: its observations, {env.observation_space}, do not flatten to a vector")
     if len(env.observation_space.shape or ()) == 3:
-        refuse(f"--env-id {env_id}: its observations are images; sdsac_atari.py plays the games of the ALE")
-    if films and "rgb_array" not in env.metadata.get("render_modes", ()):
-        refuse(f"--capture-video: {env_id} does not draw itself")
+        refuse(f"{given}: its observations are images; sdsac_atari.py plays the games of the ALE")
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", ()):
+        refuse(f"--capture-video: {args.env_id} draws no pictures")
     env.close()
 
 
@@ -936,7 +937,7 @@ def film(actor: Actor, args: Args, directory: Path, seed: int) -> Path:
 def play(args: Args) -> None:
     """Plays the agent of --evaluate, greedy and sampled, prints the returns and films it with --capture-video."""
     check_args(args)
-    check_env_id(args.env_id, args.capture_video)
+    check_env_id(args)
     path = agent_file(args.evaluate)
     try:
         agent, trained = load_agent(path, "cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -1223,7 +1224,7 @@ def train(args: Args) -> Path:
     A run that is resumed needs its own arguments: `read_args` gives them.
     """
     check_args(args)
-    check_env_id(args.env_id, args.capture_video)
+    check_env_id(args)
     envs = make_envs(args, args.num_envs)
     observation_shape, num_actions = envs.single_observation_space.shape, int(envs.single_action_space.n)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")

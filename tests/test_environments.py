@@ -240,7 +240,7 @@ def test_game_tracker_on_hand_made_infos():
 
 @pytest.mark.parametrize("env_id", ["BreakoutNoFrameskip-v4", "BreakoutNoFrameskip-v0", "ALE/Breakout-v5"])
 def test_check_env_id_accepts_games_with_a_fixed_frame_skip(env_id, capsys):
-    sdsac_atari.check_env_id(env_id)
+    sdsac_atari.check_env_id(sdsac_atari.Args(env_id=env_id))
     assert capsys.readouterr() == ("", "")
 
 
@@ -255,7 +255,7 @@ def test_check_env_id_accepts_games_with_a_fixed_frame_skip(env_id, capsys):
 )
 def test_check_env_id_refuses_in_one_line(env_id, named, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        sdsac_atari.check_env_id(env_id)
+        sdsac_atari.check_env_id(sdsac_atari.Args(env_id=env_id))
     assert exit_info.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""

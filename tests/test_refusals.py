@@ -131,7 +131,7 @@ def test_optional_packages_that_are_missing(script, flag, package, monkeypatch, 
 def test_films_of_an_environment_that_does_not_draw(monkeypatch, capsys):
     monkeypatch.setattr(sdsac_classic, "FILM_PACKAGES", {})
     message = refused(sdsac_classic, f"{SOUND} --env-id Blind-v0 --capture-video", capsys)
-    assert message == "error: --capture-video: Blind-v0 does not draw itself\n"
+    assert message == "error: --capture-video: Blind-v0 draws no pictures\n"
 
 
 @SCRIPTS
