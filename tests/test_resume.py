@@ -165,7 +165,7 @@ def unfinished_files():
 def test_nothing_is_lost_whenever_a_run_is_killed(env_id, num_envs, forkserver, tmp_path):
     """SIGKILL at random instants, over and over, many of them in the middle of a file."""
     flags = CLASSIC | {"env_id": env_id, "checkpoint_frequency": 50, "eval_frequency": 200, "eval_episodes": 2}
-    flags["num_envs"] = num_envs
+    flags |= {"num_envs": num_envs, "update_frequency": 8}
     whole = sdsac_classic.train(sdsac_classic.Args(**flags, exp_name="whole")).rename("whole")
     rng, kills, torn, step, longest, status = random.Random(1), 0, 0, 0, 0.6, None
     while status != 0:
