@@ -88,8 +88,8 @@ class Args:
     cuda: bool = True
     """if toggled, CUDA is used where it is available"""
     compile: bool = True
-    """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler; a
-    GPU's updates then take two thirds of the time, a CPU's up to a fifth less"""
+    """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler;
+    then a GPU works two fifths less on an update, a CPU up to a fifth less"""
     track: bool = False
     """if toggled, this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"
