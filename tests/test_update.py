@@ -12,7 +12,7 @@ from torch import nn
 
 import sdsac_atari
 import sdsac_classic
-from benchmark import decoupled_entropy, hidden_heads, switched_n
+from benchmark import adam_epsilon, decoupled_entropy, hidden_heads, switched_n
 
 torch.set_num_threads(1)
 
@@ -149,6 +149,22 @@ def test_decoupled_entropy_leaves_the_bonus_out_of_the_target_alone(monkeypatch)
     agree(q1, q)
     agree(q2, q)
     agree(learned_pi, pi)
+
+
+def test_adam_epsilon_shortens_the_steps_of_actor_and_critics(monkeypatch):
+    """An epsilon that does not reach the optimisers, or the temperature's as well: Adam's first step is
+    lr g / (|g| + epsilon)."""
+    monkeypatch.setattr(sdsac_classic, "make_agent", sdsac_classic.make_agent)  # which it patches
+    adam_epsilon.enlarge(sdsac_classic, 0.5)
+    agent, args = make_agent(sdsac_classic, autotune=True, anneal_lr=False)
+    log_alpha = agent.log_alpha.item()
+    steps = [(agent.actor_optimizer, args.policy_lr), (agent.q_optimizer, args.q_lr)]
+    weights = [(weight, weight.detach().clone(), lr) for adam, lr in steps for weight in adam.param_groups[0]["params"]]
+    sdsac_classic.update(agent, make_batch(sdsac_classic), args)
+    for weight, before, lr in weights:
+        expected = -lr * weight.grad / (weight.grad.abs() + 0.5)
+        torch.testing.assert_close(weight.detach() - before, expected, rtol=1e-3, atol=1e-7)
+    assert abs(agent.log_alpha.item() - log_alpha) == pytest.approx(args.q_lr, rel=1e-3)
 
 
 def test_switched_n_shortens_the_chains_from_its_step_on(monkeypatch):
