@@ -8,7 +8,8 @@
 A cell has the directory ROOT/SWEEP/{env_id}__{variant}__{seed}/ with log.txt and the run below runs/. Whatever stopped
 a sweep, the same command goes on with it: finished cells stay, interrupted ones are resumed from their checkpoints,
 peers, which have none, start anew. A file lock, held by the process of the cell itself, keeps a second launcher away.
-Exit status: 0, 1 when a cell failed, 2 for bad input, 128 + the number of the signal that stopped the launcher.
+Exit status: 0, 1 when a cell failed (--dry-run: when one has failed and was not begun again), 2 for bad input, 128 + the
+number of the signal that stopped the launcher.
 """
 
 import fcntl
@@ -50,7 +51,7 @@ class Args:
     threads: int = 1
     """threads per cell, and CPUs per Slurm job"""
     dry_run: bool = False
-    """if toggled, lists the cells and their state and runs nothing"""
+    """if toggled, lists the cells and their state, with what failed ones ended with, and runs nothing"""
     root: Path = HERE / "runs"
     """directory of all sweeps"""
     venvs: Path = VENVS
@@ -117,7 +118,9 @@ class Cell:
                 resume = ["--resume", str(run_dir.relative_to(self.directory))]  # flags that contradict it are refused
             else:
                 shutil.rmtree(run_dir)
-        (self.directory / "command.txt").write_text(self.flags())
+        (self.directory / "failed.txt").unlink(missing_ok=True)
+        if not resume:  # what is resumed has been run with these very flags
+            (self.directory / "command.txt").write_text(self.flags())
         with (self.directory / "log.txt").open("ab" if resume else "wb") as log:
             return subprocess.Popen(
                 [self.python, "-u", *self.command, *resume],
@@ -134,6 +137,11 @@ class Cell:
         """Deletes the replay buffer of a finished run: gigabytes for a game, and the run does not go on."""
         for replay in self.directory.glob("runs/*/replay"):
             shutil.rmtree(replay)
+
+    def failure(self) -> str:
+        """What it failed with the last time; nothing if it did not, or has been started again since."""
+        path = self.directory / "failed.txt"
+        return path.read_text() if path.exists() else ""
 
     def log(self) -> str:
         path = self.directory / "log.txt"
@@ -192,8 +200,9 @@ class Launcher:
         self.signals, self.received = [], 0
 
     def run(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self.note)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup
+                signal.signal(number, self.note)
         terminal = sys.stderr.isatty()
         style = {"dynamic_ncols": True} if terminal else {"bar_format": LINES}
         steps, total = sum(cell.steps() for cell in self.cells), sum(cell.total_timesteps for cell in self.cells)
@@ -260,9 +269,9 @@ class Launcher:
                 said = [line for line in cell.log().splitlines() if line.strip()]
                 last = "\n".join(f"    {line}" for line in said[-5:])
                 hint = "; packages: benchmark/requirements.txt" if process.returncode == 2 else ""
-                self.fail(
-                    cell, f"exit status {process.returncode}{hint}; {cell.directory / 'log.txt'} ends with\n{last}"
-                )
+                message = f"exit status {process.returncode}{hint}; {cell.directory / 'log.txt'} ends with\n{last}"
+                (cell.directory / "failed.txt").write_text(message)
+                self.fail(cell, message)
             lock.close()
 
     def fail(self, cell: Cell, message: str) -> None:
@@ -342,12 +351,20 @@ def main(args: Args) -> int:
     if args.dry_run:
         states = []
         for cell in cells:
-            states.append("running" if cell.directory.exists() and not cell.lock() else cell.state())
+            state = "running" if cell.directory.exists() and not cell.lock() else cell.state()
+            failure = cell.failure() if state in ("to do", "resumable") else ""
+            states.append("failed" if failure else state)
             print(f"{states[-1]:10}{cell.steps():>12,} of {cell.total_timesteps:>12,} steps  {cell.name}")
+            if failure:
+                print(f"    {failure}")
         print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) + f": {len(cells)} cells")
-        return 0
-    for venv in sorted({cell.venv for cell in cells if cell.venv}):
-        make_venv(args.venvs, venv)
+        return int("failed" in states)
+    for venv in sorted({cell.venv for cell in cells if cell.venv and cell.state() != "finished"}):
+        try:
+            make_venv(args.venvs, venv)
+        except subprocess.CalledProcessError as error:
+            print(f"error: {shlex.join(map(str, error.cmd))} failed; no cell was started", file=sys.stderr)
+            return 1
     if args.slurm:
         left = [cell for cell in cells if cell.state() != "finished"]
         print(f"{len(left)} of {len(cells)} cells to submit", flush=True)

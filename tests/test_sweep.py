@@ -51,7 +51,11 @@ def sweep(tmp_path):
         (tmp_path / "tiny.toml").write_text(text)
         command = [sys.executable, str(ROOT / "benchmark" / "run.py"), str(tmp_path / "tiny.toml"), *flags]
         process = subprocess.Popen(
-            [*command, "--root", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*command, "--root", str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
         )
         started.append(process)
         return process
@@ -101,6 +105,9 @@ def test_a_cell_that_fails_is_reported_and_a_finished_one_not_run_again(sweep, t
     assert "2 of 4 cells done, 0 running, 2 failed" in output
     before = agents(tmp_path)
     assert set(before) == {"CartPole-v1__default__1", "CartPole-v1__default__2"}
+    status, output = finish(sweep(text, "--dry-run"))  # as after a job array, which nobody watches
+    assert (status, output.splitlines()[-1]) == (1, "2 finished, 2 failed: 4 cells")
+    assert output.count("--n-step 0: must be") == 2
 
     assert finish(sweep(text, "--variants", "default"))[0] == 0
     assert agents(tmp_path) == before
@@ -142,15 +149,18 @@ def test_killed_launcher_and_worker_lose_and_double_nothing(sweep, tmp_path):
     assert returns == [sum(lengths[: k + 1]) for k in range(len(lengths))]  # every episode once
 
 
-def test_a_signal_to_the_launcher_stops_the_scripts_at_a_checkpoint(sweep, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_launcher_stops_the_scripts_at_a_checkpoint(number, sweep, tmp_path):
     process = sweep(LONG)
     wait_for(tmp_path, "tiny/*/runs/*/checkpoint.pt")
-    process.terminate()
+    process.send_signal(number)
     status, _ = finish(process)
-    assert status == 128 + signal.SIGTERM
-    assert "SIGTERM: stopped at step" in next(tmp_path.glob("tiny/*/log.txt")).read_text()
+    assert status == 128 + number
+    assert f"{number.name}: stopped at step" in next(tmp_path.glob("tiny/*/log.txt")).read_text()
     _, output = finish(sweep(LONG, "--dry-run"))
     assert re.match(r"resumable +[1-9][\d,]* of +3,000 steps", output)
+    if number == signal.SIGHUP:
+        return  # the rest once is enough
 
     # A flag that the sweep has no more is one that --resume would take from the checkpoint
     (checkpoint,) = tmp_path.glob("tiny/*/runs/*/checkpoint.pt")
@@ -243,6 +253,7 @@ def test_two_launchers_run_every_cell_once(sweep, tmp_path):
     [
         ("classic", 7 * 6 * 5),
         ("ablation", 75),
+        ("classic_fresh_seeds", 15),
         ("sensitivity", 48),
         ("tuning", 180),
         ("atari_study", 30),
@@ -262,7 +273,7 @@ def test_cells_of_the_sweeps(name, count, sweep, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmark" / "sweeps").glob("*.toml")), ids=lambda path: path.stem)
 def test_scripts_take_the_flags_of_the_sweeps(path, tmp_path):
     cells = run.read_sweep(run.Args(path, root=tmp_path))
-    commands = {cell.command for cell in cells if "sdsac_" in cell.command[0]}
+    commands = {cell.command for cell in cells if Path(cell.command[0]).parent == ROOT}
     assert commands
     for script, *flags in commands:
         module = {"sdsac_atari": sdsac_atari, "sdsac_classic": sdsac_classic}[Path(script).stem]
@@ -296,6 +307,20 @@ def test_peers_spend_their_budget_to_the_step_and_are_evaluated(tmp_path, monkey
     assert [event.step for event in events.Scalars("eval/episodic_return")] == [100, 200, 250]
     ends = [event.step for event in events.Scalars("charts/episodic_return")]
     assert ends == np.cumsum([event.value for event in events.Scalars("charts/episodic_length")]).tolist()
+
+
+def test_peers_are_evaluated_as_the_script_evaluates(tmp_path, monkeypatch):
+    """Other starts, other quotas or another limit: the same policy gets the same returns."""
+    monkeypatch.chdir(tmp_path)
+    flags = {"env_id": "CartPole-v1", "exp_name": "peer", "seed": 3, "total_timesteps": 600}
+    peer = peers.Run(argparse.Namespace(**flags, eval_frequency=None, eval_episodes=13))
+    args = sdsac_classic.Args(seed=3)
+    peers.torch.manual_seed(0)
+    agent = sdsac_classic.make_agent(args, (4,), 2, "cpu")
+    peer.greedy = lambda observations: agent.actor(peers.torch.as_tensor(observations)).argmax(1).numpy()
+    returns = peer.evaluate()
+    assert len(set(returns)) > 1
+    assert returns.tolist() == sdsac_classic.evaluate(agent.actor, args, 13, greedy=True, seed=3).tolist()
 
 
 def test_peers_are_scored_by_whole_games_of_atari_whatever_their_wrappers_make_of_them(tmp_path, monkeypatch):
