@@ -7,7 +7,8 @@
 
 Run directories are named {env_id}__{variant}__{seed}__{time}; a finished run has agent.pt. Writes NAME.csv (env_id,
 variant, seed, metric, step, value, count) and NAME.png (learning curves) to benchmark/results/ and, where there is the
-data for them, NAME_bias.png, NAME_aggregates.png and NAME_profiles.png. Prints the runs per cell and a Markdown table.
+data for them, NAME_evaluations.png, NAME_bias.png, NAME_aggregates.png and NAME_profiles.png. Prints the runs per cell
+and a Markdown table.
 """
 
 import math
@@ -48,13 +49,14 @@ MEASURES = {  # what final_scores takes: the first that all runs of an environme
     "last_20_episodes": "last 20 training episodes",
 }
 # Mean returns of uniformly random actions over 1,000 episodes that begin from the seeds 0 to 999: the score 0 of the
-# environments outside Atari; the score 1 is the reward threshold that Gymnasium states
+# environments outside Atari; the score 1 is the reward threshold that Gymnasium states. Taxi-v4 is not among them: who
+# delivers nobody, but does nothing illegal, would score 0.73 there
 RANDOM_RETURNS = {
     **{"CartPole-v1": 22.2, "Acrobot-v1": -499.1, "MountainCar-v0": -200.0, "LunarLander-v3": -181.7},
-    **{"FrozenLake-v1": 0.012, "Taxi-v4": -776.0},
+    **{"FrozenLake-v1": 0.012},
 }
-# Okabe and Ito's colours, which the colour-blind can tell apart, less yellow, which is too light for a line
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"]
+# Okabe and Ito's colours, which the colour-blind can tell apart, with grey for yellow, which is too light for a line
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999"]
 LINES = ["-", "--", "-.", (0, (1, 1.5))]
 MARKERS = ["o", "s", "^", "D", "v", "X", "P", "<", ">"]
 RESAMPLES = 2000
@@ -249,9 +251,16 @@ def estimate(scores: dict, function) -> tuple[dict[str, np.ndarray], dict[str, n
 # Text
 
 
+def names_of(seeds) -> str:
+    """'1, 2, 4', '21 to 25'."""
+    seeds = sorted(seeds)
+    in_a_row = len(seeds) > 2 and seeds == [*range(seeds[0], seeds[-1] + 1)]
+    return f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
+
+
 def count_of(seeds) -> str:
-    """'10 seeds', or which one it is."""
-    return f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    """'5 seeds (21 to 25)', or which one it is."""
+    return f"{len(seeds)} seeds ({names_of(seeds)})" if len(seeds) > 1 else f"seed {seeds[0]}"
 
 
 def steps_of(data: pd.DataFrame) -> str:
@@ -263,15 +272,19 @@ def steps_of(data: pd.DataFrame) -> str:
 
 
 def seeds_of(data: pd.DataFrame) -> str:
-    """How many seeds the variants have, and which ones have another number than most; single ones by their names."""
-    seeds = data.groupby("variant")["seed"].unique()
+    """The seeds that most variants have, by number only where they are not the same, and how many others have; single
+    ones by their names.
+    """
+    seeds = data.groupby("variant")["seed"].unique().map(sorted)
     usual = seeds[seeds.map(len) == seeds.map(len).mode().max()].iloc[0]
     if len(usual) == 1:
         names = {variant: count_of(own) for variant, own in seeds.items()}
         alike = len(set(names.values())) == 1
         return count_of(usual) if alike else ", ".join(f"{variant}: {name}" for variant, name in names.items())
-    others = [f"{variant}: {len(own)}" for variant, own in seeds.items() if len(own) != len(usual)]
-    return count_of(usual) + (f" ({', '.join(others)})" if others else "")
+    same = all(own == usual for own in seeds if len(own) == len(usual))
+    notes = [names_of(usual)] if same else []
+    notes += [f"{variant}: {len(own)}" for variant, own in seeds.items() if len(own) != len(usual)]
+    return f"{len(usual)} seeds" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def table_cell(values: np.ndarray, best: float) -> str:
@@ -355,10 +368,11 @@ def markers(i: int, points: int) -> dict:
 
 
 def draw_curves(
-    series: pd.DataFrame, styles: dict, ylabel: str, path: Path, levels: dict[str, float], level: str
+    series: pd.DataFrame, styles: dict, ylabel: str, path: Path, levels: dict[str, float], level: str, points: str
 ) -> None:
-    """A panel per environment, a line per variant over the bins that every seed has a value in, with the interval over
-    seeds; `levels` are drawn as dashed lines, called `level`. A single variant's seeds are drawn too, thin.
+    """A panel per environment, a line per variant over the steps that every seed has a value at, with the interval over
+    seeds; `levels` are drawn as dashed lines, called `level`; `points` says what lies between two steps. A single
+    variant's seeds are drawn too, thin.
     """
     environments = series["env_id"].unique()
     columns = min(3, math.ceil(len(environments) ** 0.5))
@@ -379,8 +393,8 @@ def draw_curves(
                 axis.plot(values.columns, values.T, color=style["color"], linewidth=0.7, alpha=0.35)
             full = values.dropna(axis=1)
             if full.shape != values.shape:
-                bins = f"{full.shape[1]} of {values.shape[1]} bins"
-                print(f"{path.name}, {env_id} {variant}: every seed has {bins}, which are drawn")
+                share = f"{full.shape[1]} of {values.shape[1]} points"
+                print(f"{path.name}, {env_id} {variant}: every seed has {share}, which are drawn")
             if full.size:
                 axis.plot(full.columns, full.mean(), label=variant, **style, **markers(i, full.shape[1]))
             if len(full) > 1:
@@ -390,7 +404,7 @@ def draw_curves(
             axis.axhline(levels[env_id], color="0.35", linestyle=(0, (6, 4)), linewidth=1, label=level)
         title = f"{env_id}, {', '.join(styles)}" if len(styles) == 1 else env_id
         axis.set_title(textwrap.fill(f"{title}, {seeds_of(own)}", 52), fontsize="medium")
-        axis.set(xlabel=f"agent steps (points: means over bins of {width:,.0f})", ylabel=ylabel)
+        axis.set(xlabel=f"agent steps ({points} {width:,.0f})", ylabel=ylabel)
         magnitudes = own["value"].abs()
         if magnitudes.max() > 1000 * magnitudes.median() > 0:  # a few values would flatten all the others
             linear = 10 ** math.ceil(math.log10(magnitudes.quantile(0.9)))
@@ -416,7 +430,7 @@ def draw_aggregates(matrices: dict[str, np.ndarray], styles: dict, caption: str,
     panels = [
         ("interquartile mean (higher is better)\nnormalised score", 0, aggregates),
         ("optimality gap (lower is better)\nnormalised score", 1, aggregates),
-        (f"probability that {default}\nscores higher than the variant", 0, improvement),
+        (f"probability that {default} scores higher\nthan the variant (a tie counts half)", 0, improvement),
     ]
     figure, axes = plt.subplots(1, 3, figsize=(11, 1.6 + 0.32 * len(styles)), sharey=True, layout="constrained")
     for axis, (label, k, (points, intervals)) in zip(axes, panels, strict=True):
@@ -436,9 +450,9 @@ def draw_aggregates(matrices: dict[str, np.ndarray], styles: dict, caption: str,
 
 
 def draw_profiles(matrices: dict[str, np.ndarray], styles: dict, caption: str, path: Path) -> None:
-    """Performance profiles: the share of runs, over all tasks, whose normalised score is above each value."""
+    """Performance profiles: the share of runs, over all tasks, whose normalised score is above each value from -1."""
     pooled = np.concatenate([scores.ravel() for scores in matrices.values()])
-    taus = np.linspace(min(0, pooled.min()), max(1, pooled.max()), 61)
+    taus = np.linspace(max(-1, min(0, pooled.min())), max(1, pooled.max()), 201)
     profiles, intervals = estimate(matrices, lambda x: rly.score_distributions(x, taus))
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for i, (name, style) in enumerate(styles.items()):
@@ -457,14 +471,21 @@ def draw(data: pd.DataFrame, name: str, variants: list[str]) -> None:
     styles = style_variants(variants)
     returns = data[data["metric"] == "episodic_return"]
     levels = {env_id: threshold(env_id) for env_id in returns["env_id"].unique()}
-    draw_curves(returns, styles, "return of training episodes", RESULTS / f"{name}.png", levels, "reward threshold")
+    label, bins = "return of training episodes", "points: means over bins of"
+    draw_curves(returns, styles, label, RESULTS / f"{name}.png", levels, "reward threshold", bins)
+
+    evaluations = data[data["metric"] == "eval_return"]
+    evaluations = evaluations[evaluations.groupby("env_id")["step"].transform("nunique") > 2]  # that make a curve
+    if len(evaluations):
+        label, path = "return of greedy evaluations", RESULTS / f"{name}_evaluations.png"
+        draw_curves(evaluations, styles, label, path, levels, "reward threshold", "points: evaluations every")
 
     pairs = data.pivot_table(index=["env_id", "variant", "seed", "step"], columns="metric", values="value")
     if {"q_predicted", "q_monte_carlo"} <= set(pairs):
         bias = (pairs["q_predicted"] - pairs["q_monte_carlo"]).dropna().rename("value").reset_index()
         levels = dict.fromkeys(bias["env_id"].unique(), 0)
         label = "predicted Q minus the return that followed"
-        draw_curves(bias, styles, label, RESULTS / f"{name}_bias.png", levels, "no bias")
+        draw_curves(bias, styles, label, RESULTS / f"{name}_bias.png", levels, "no bias", bins)
 
     if len(variants) == 1:
         return
@@ -479,7 +500,9 @@ def draw(data: pd.DataFrame, name: str, variants: list[str]) -> None:
     caption += f"{count_of(seeds)}, common to all variants; "
     caption += "95% stratified bootstrap intervals; " if len(seeds) > 1 else ""
     caption += "normalised score: " + " or ".join(sorted({MEASURES[one] for one in measures[tasks]}))
-    caption += ", 0: random policy, 1: reward threshold (Atari: human)"
+    games = [atari_scores(task) is not None for task in tasks]
+    ones = [text for text, there in (("reward threshold", not all(games)), ("human (Atari)", any(games))) if there]
+    caption += f", 0: random policy, 1: {' or '.join(ones)}"
     draw_aggregates(matrices, styles, caption, RESULTS / f"{name}_aggregates.png")
     draw_profiles(matrices, styles, caption, RESULTS / f"{name}_profiles.png")
 

@@ -207,7 +207,7 @@ def test_run_directories_partial_runs_and_nothing_to_read(tmp_path, monkeypatch,
     finished = write_run(tmp_path, "CartPole-v1", "ours", 4, [1] * 10)
     assert list(plot.find_runs((unfinished, finished), partial=False).values()) == [finished]
     plot.main(plot.Args("one", runs=(unfinished, finished), bins=5, partial=True))
-    assert "every seed has 3 of 5 bins" in capsys.readouterr().out
+    assert "every seed has 3 of 5 points" in capsys.readouterr().out
     assert (plot.RESULTS / "one.png").exists()
 
 
@@ -226,14 +226,30 @@ def test_a_seed_that_lacks_a_bin_takes_it_from_the_mean_and_a_single_seed_has_no
     monkeypatch.setattr(plot, "save", lambda figure, path: drawn.append(figure))
     rows = [("E-v0", "a", 1, 10, 1.0), ("E-v0", "a", 1, 20, 2.0), ("E-v0", "a", 2, 10, 3.0), ("E-v0", "b", 1, 10, 5.0)]
     series = pd.DataFrame(rows, columns=["env_id", "variant", "seed", "step", "value"])
-    plot.draw_curves(series, plot.style_variants(["a", "b"]), "return", tmp_path / "f.png", {"E-v0": 4}, "threshold")
+    styles, path = plot.style_variants(["a", "b"]), tmp_path / "f.png"
+    plot.draw_curves(series, styles, "return", path, {"E-v0": 4}, "threshold", "means over bins of")
     (axis,) = drawn[0].axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
     assert (lines["a"], lines["b"]) == ([[10, 2]], [[10, 5]])
     assert [y for _, y in lines["threshold"]] == [4, 4]
     assert len(axis.collections) == 1  # the interval of a
-    assert axis.get_title() == "E-v0, 2 seeds (b: 1)"
+    assert axis.get_title() == "E-v0, 2 seeds (1, 2; b: 1)"
     assert "bins of 10" in axis.get_xlabel()
+
+
+def test_evaluations_are_drawn_where_they_make_a_curve(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: drawn.append((path.name, figure)))
+    rows = [("Long-v0", "eval_return", step, step) for step in (5, 10, 15)]
+    rows += [("Short-v0", "eval_return", step, step) for step in (5, 10)]
+    rows += [(env_id, "episodic_return", step, 1) for env_id in ("Long-v0", "Short-v0") for step in (5, 10, 15)]
+    data = pd.DataFrame(rows, columns=["env_id", "metric", "step", "value"]).assign(variant="a", seed=1)
+    plot.draw(data, "sweep", ["a"])
+    assert [name for name, _ in drawn] == ["sweep.png", "sweep_evaluations.png"]
+    (axis,) = drawn[1][1].axes
+    assert axis.get_title() == "Long-v0, a, seed 1"
+    assert axis.lines[0].get_xydata().tolist() == [[5, 5], [10, 10], [15, 15]]
+    assert axis.get_xlabel() == "agent steps (points: evaluations every 5)"
 
 
 def test_single_seeds_give_aggregates_without_interval(tmp_path, monkeypatch):
@@ -270,4 +286,6 @@ def test_captions_name_single_seeds_that_differ():
 
     assert seeds_of(a=[1], b=[1]) == "seed 1"
     assert seeds_of(a=[23], b=[1]) == "a: seed 23, b: seed 1"
-    assert seeds_of(a=[1, 2], b=[1, 2], c=[1]) == "2 seeds (c: 1)"
+    assert seeds_of(a=[1, 2], b=[1, 2], c=[1]) == "2 seeds (1, 2; c: 1)"
+    assert seeds_of(a=[23, 21, 22], b=[21, 22, 23]) == "3 seeds (21 to 23)"
+    assert seeds_of(a=[1, 2], b=[1, 3]) == "2 seeds"
