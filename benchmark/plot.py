@@ -386,7 +386,7 @@ def draw_curves(
         axis.remove()
     for axis, env_id in zip(axes.flat, environments, strict=False):
         own = series[series["env_id"] == env_id]
-        width = np.diff(np.unique([0, *own["step"]])).min()
+        drawn = {0}
         for i, (variant, style) in enumerate(styles.items()):
             values = own[own["variant"] == variant].pivot(index="seed", columns="step", values="value")
             if len(styles) == 1 and len(values) > 1:
@@ -395,6 +395,7 @@ def draw_curves(
             if full.shape != values.shape:
                 share = f"{full.shape[1]} of {values.shape[1]} points"
                 print(f"{path.name}, {env_id} {variant}: every seed has {share}, which are drawn")
+            drawn.update(full.columns)
             if full.size:
                 axis.plot(full.columns, full.mean(), label=variant, **style, **markers(i, full.shape[1]))
             if len(full) > 1:
@@ -404,7 +405,7 @@ def draw_curves(
             axis.axhline(levels[env_id], color="0.35", linestyle=(0, (6, 4)), linewidth=1, label=level)
         title = f"{env_id}, {', '.join(styles)}" if len(styles) == 1 else env_id
         axis.set_title(textwrap.fill(f"{title}, {seeds_of(own)}", 52), fontsize="medium")
-        axis.set(xlabel=f"agent steps ({points} {width:,.0f})", ylabel=ylabel)
+        axis.set(xlabel=f"agent steps ({points} {np.diff(sorted(drawn)).min():,.0f})", ylabel=ylabel)
         magnitudes = own["value"].abs()
         if magnitudes.max() > 1000 * magnitudes.median() > 0:  # a few values would flatten all the others
             linear = 10 ** math.ceil(math.log10(magnitudes.quantile(0.9)))
