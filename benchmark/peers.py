@@ -5,10 +5,16 @@
 Each peer trains with its own loop, in environments that count its steps, write what this project's scripts write
 (charts/episodic_return, charts/episodic_length, eval/episodic_return) and end the run at the budget. Settings are those
 that the peer's authors publish for the environment, or else the library's defaults. Atari is for sb3-dqn alone.
+
+sb3-dqn and sb3-soft write checkpoints, every 100,000 steps and on SIGTERM, SIGINT, SIGUSR1 and SIGHUP, with what the
+libraries themselves save; --resume RUN_DIR goes on from there with episodes and random streams of its own.
 """
 
 import argparse
 import os
+import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +33,7 @@ with suppress(ImportError):  # not in Tianshou's virtual environment
 
     gym.register_envs(ale_py)
 
+CHECKPOINT_FREQUENCY = 100_000  # agent steps
 EVALUATION_LIMIT = 1_000  # steps of an episode in evaluation where the environment sets no limit
 GREEDY_EPSILON = 0.01  # of Atari evaluations, as in sdsac_atari.py
 LINES = {
@@ -74,6 +81,10 @@ class BudgetSpent(Exception):
     """Raised by an environment after the run's last step: what ends every library's loop at the same step."""
 
 
+class Stopped(Exception):
+    """Raised by an environment when a signal has come and the checkpoint is written."""
+
+
 def is_atari(env_id: str) -> bool:
     return "game" in gym.spec(env_id).kwargs
 
@@ -98,15 +109,19 @@ def make_evaluation_envs(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
 
 
 class Run:
-    """Counts the agent steps of all training environments, logs, evaluates and ends the run."""
+    """Counts the agent steps of all training environments, logs, evaluates, writes checkpoints and ends the run."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.step = args, 0
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
-        self.run_dir = Path("runs") / name
-        self.writer = SummaryWriter(self.run_dir)
-        self.bar = tqdm(total=args.total_timesteps, unit=" steps", **LINES)
+        self.run_dir = args.resume or Path("runs") / name
+        if args.resume:
+            self.step = torch.load(self.run_dir / "checkpoint.pt")["step"]
+        self.writer = SummaryWriter(self.run_dir, purge_step=self.step + 1 if args.resume else None)
+        self.bar = tqdm(initial=self.step, total=args.total_timesteps, unit=" steps", **LINES)
         self.greedy: Callable[[np.ndarray], np.ndarray] = None  # observations (N, ...) -> actions (N,); set by the peer
+        self.save: Callable[[Path], None] | None = None  # writes the peer's state below a directory, if the peer can
+        self.received: int | None = None  # the signal to stop at
 
     def make_env(self, wrap: Callable[[gym.Env], gym.Env] = lambda env: env) -> gym.Env:
         """One of the training environments. What `wrap` does to rewards and ends is left out of the returns."""
@@ -120,6 +135,38 @@ class Run:
             self.writer.add_scalar("eval/episodic_return", self.evaluate().mean(), self.step)
         if finished:
             raise BudgetSpent
+        if self.save and (self.received or self.step % CHECKPOINT_FREQUENCY == 0):
+            self.checkpoint()
+        if self.received:
+            raise Stopped
+
+    def save_with(self, save: Callable[[Path], None]) -> None:
+        """From now on there are checkpoints, and signals stop the run at one. A second SIGINT ends it at once."""
+        self.save = save
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup
+                signal.signal(number, self.note)
+
+    def note(self, number: int, frame) -> None:
+        self.received = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def state_dir(self) -> Path:
+        """Where the state of this step lies; run.py deletes replay/ of finished runs."""
+        return self.run_dir / "replay" / str(self.step)
+
+    def checkpoint(self) -> None:
+        """The peer's state, on the disk before checkpoint.pt says that it is there; then the one before goes."""
+        shutil.rmtree(self.state_dir(), ignore_errors=True)
+        self.state_dir().mkdir(parents=True)
+        self.save(self.state_dir())
+        os.sync()
+        torch.save({"step": self.step}, self.run_dir / "checkpoint.pt.unfinished")
+        os.replace(self.run_dir / "checkpoint.pt.unfinished", self.run_dir / "checkpoint.pt")
+        self.writer.flush()
+        for directory in self.state_dir().parent.iterdir():
+            if directory != self.state_dir():
+                shutil.rmtree(directory)
 
     def evaluate(self) -> np.ndarray:
         """Returns of the greedy policy, in up to 10 fresh environments that each play their quota of the episodes."""
@@ -189,14 +236,26 @@ def stable_baselines3(run: Run, algorithm, settings: dict) -> torch.nn.Module:
         envs = VecNormalize(envs, gamma=settings["gamma"])
     if atari:
         envs = VecFrameStack(envs, 4)
-    model = algorithm("CnnPolicy" if atari else "MlpPolicy", envs, seed=run.args.seed, device="cpu", **settings)
+    if run.args.resume:
+        model = algorithm.load(run.state_dir() / "model.zip", envs, device="cpu")
+        model.load_replay_buffer(run.state_dir() / "replay_buffer.pkl")
+        model.set_random_seed(run.args.seed + run.step)  # or the first steps' random numbers would come again
+        model.num_timesteps = run.step
+    else:
+        model = algorithm("CnnPolicy" if atari else "MlpPolicy", envs, seed=run.args.seed, device="cpu", **settings)
 
     def greedy(observations: np.ndarray) -> np.ndarray:
         return model.predict(envs.normalize_obs(observations) if normalize else observations, deterministic=True)[0]
 
+    def save(directory: Path) -> None:
+        model.save(directory / "model.zip")
+        model.save_replay_buffer(directory / "replay_buffer.pkl")
+
     run.greedy = greedy
+    if hasattr(model, "save_replay_buffer"):
+        run.save_with(save)
     with suppress(BudgetSpent):
-        model.learn(run.args.total_timesteps)
+        model.learn(run.args.total_timesteps - run.step, reset_num_timesteps=not run.args.resume)
     return model.policy
 
 
@@ -317,13 +376,21 @@ def main() -> None:
     parser.add_argument("--total-timesteps", type=int, default=50_000)
     parser.add_argument("--eval-frequency", type=int)
     parser.add_argument("--eval-episodes", type=int, default=100)
+    parser.add_argument("--resume", type=Path, help="directory of an interrupted run of the same flags")
     args = parser.parse_args()
+    if args.resume and not (args.resume / "checkpoint.pt").exists():
+        parser.error(f"--resume {args.resume}: no checkpoint there")
     if is_atari(args.env_id) and args.peer != "sb3-dqn":
         parser.error(f"--env-id {args.env_id}: Atari is for sb3-dqn alone")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     torch.set_flush_denormal(True)  # as this project's scripts do: the same numbers in Adam, sooner
     run = Run(args)
-    run.finish(PEERS[args.peer](run))
+    try:
+        module = PEERS[args.peer](run)
+    except Stopped:
+        print(f"{signal.Signals(run.received).name}: stopped at step {run.step}; go on with --resume {run.run_dir}")
+        sys.exit(128 + run.received)
+    run.finish(module)
 
 
 if __name__ == "__main__":

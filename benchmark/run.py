@@ -6,8 +6,8 @@
     python benchmark/run.py benchmark/sweeps/atari57.toml --slurm --partition gpu --time 1440 --workers 20
 
 A cell has the directory ROOT/SWEEP/{env_id}__{variant}__{seed}/ with log.txt and the run below runs/. Whatever stopped
-a sweep, the same command goes on with it: finished cells stay, interrupted ones are resumed from their checkpoints,
-peers, which have none, start anew. A file lock, held by the process of the cell itself, keeps a second launcher away.
+a sweep, the same command goes on with it: finished cells stay, interrupted ones are resumed from their checkpoints;
+peers that write none start anew. A file lock, held by the process of the cell itself, keeps a second launcher away.
 Exit status: 0, 1 when a cell failed (--dry-run: when one has and was not begun again), 2 for bad input, 128 + the
 number of the signal that stopped the launcher.
 """

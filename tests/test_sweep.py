@@ -296,7 +296,7 @@ def test_peers_spend_their_budget_to_the_step_and_are_evaluated(tmp_path, monkey
     assert set(run.PEER_VENVS) == set(peers.PEERS)
     monkeypatch.chdir(tmp_path)
     flags = {"env_id": "FrozenLake-v1", "exp_name": "peer", "seed": 1, "total_timesteps": 250}
-    peer = peers.Run(argparse.Namespace(**flags, eval_frequency=100, eval_episodes=7))
+    peer = peers.Run(argparse.Namespace(**flags, eval_frequency=100, eval_episodes=7, resume=None))
     peer.greedy = lambda observations: np.full(len(observations), 2)
     env = peer.make_env()
     env.action_space.seed(0)
@@ -313,11 +313,64 @@ def test_peers_spend_their_budget_to_the_step_and_are_evaluated(tmp_path, monkey
     assert ends == np.cumsum([event.value for event in events.Scalars("charts/episodic_length")]).tolist()
 
 
+def test_peers_go_on_from_their_last_checkpoint(tmp_path, monkeypatch):
+    """Stopped by a signal at step 130, then killed at 230, which loses the steps since the checkpoint of step 200."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(peers, "CHECKPOINT_FREQUENCY", 100)
+    handlers = {}
+    monkeypatch.setattr(peers.signal, "signal", handlers.__setitem__)
+    flags = {"env_id": "FrozenLake-v1", "exp_name": "peer", "seed": 1, "total_timesteps": 300}
+
+    def begin(resume):
+        peer = peers.Run(argparse.Namespace(**flags, eval_frequency=100, eval_episodes=2, resume=resume))
+        peer.greedy = lambda observations: np.full(len(observations), 2)
+        if resume:
+            assert (peer.state_dir() / "state").read_text() == str(peer.step)
+        peer.save_with(lambda directory: (directory / "state").write_text(str(peer.step)))
+        env = peer.make_env()
+        env.reset(seed=peer.step)
+        env.action_space.seed(peer.step)
+        return peer, env
+
+    def step_to(step, peer, env):
+        while peer.step < step:
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            if terminated or truncated:
+                env.reset()
+
+    peer, env = begin(None)
+    step_to(129, peer, env)
+    handlers[signal.SIGTERM](signal.SIGTERM, None)
+    assert handlers[signal.SIGINT] == signal.SIG_DFL
+    with pytest.raises(peers.Stopped):
+        play(env)
+    peer.writer.close()
+    assert [path.name for path in peer.state_dir().parent.iterdir()] == ["130"]
+    (run_dir,) = Path("runs").iterdir()
+
+    peer, env = begin(run_dir)
+    assert peer.step == 130
+    step_to(230, peer, env)
+    peer.writer.close()  # what was logged by then is on the disk
+
+    peer, env = begin(run_dir)
+    assert peer.step == 200
+    with pytest.raises(peers.BudgetSpent):
+        play(env)
+    peer.writer.close()
+    assert [path.name for path in peer.state_dir().parent.iterdir()] == ["200"]
+    events = EventAccumulator(str(run_dir)).Reload()
+    assert [event.step for event in events.Scalars("eval/episodic_return")] == [100, 200, 300]
+    ends = [event.step for event in events.Scalars("charts/episodic_return")]
+    assert ends == sorted(set(ends))
+    assert max(ends) > 250
+
+
 def test_peers_are_evaluated_as_the_script_evaluates(tmp_path, monkeypatch):
     """Other starts, other quotas or another limit: the same policy gets the same returns."""
     monkeypatch.chdir(tmp_path)
     flags = {"env_id": "CartPole-v1", "exp_name": "peer", "seed": 3, "total_timesteps": 600}
-    peer = peers.Run(argparse.Namespace(**flags, eval_frequency=None, eval_episodes=13))
+    peer = peers.Run(argparse.Namespace(**flags, eval_frequency=None, eval_episodes=13, resume=None))
     args = sdsac_classic.Args(seed=3)
     peers.torch.manual_seed(0)
     agent = sdsac_classic.make_agent(args, (4,), 2, "cpu")
@@ -330,7 +383,7 @@ def test_peers_are_evaluated_as_the_script_evaluates(tmp_path, monkeypatch):
 def test_peers_are_scored_by_whole_games_of_atari_whatever_their_wrappers_make_of_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = {"env_id": "BreakoutNoFrameskip-v4", "exp_name": "peer", "seed": 1, "total_timesteps": 600}
-    peer = peers.Run(argparse.Namespace(**flags, eval_frequency=None, eval_episodes=3))
+    peer = peers.Run(argparse.Namespace(**flags, eval_frequency=None, eval_episodes=3, resume=None))
     rng = np.random.default_rng(0)
     peer.greedy = lambda observations: rng.integers(4, size=len(observations))
 
