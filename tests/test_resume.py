@@ -62,13 +62,6 @@ def start(script, stdout=subprocess.PIPE, **flags):
     )
 
 
-def run_until_finished(script, run_dir):
-    process = start(script, resume=run_dir)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    return output
-
-
 def interrupt(process, number, delay):
     """Sends the signal `delay` seconds after the process's first checkpoint, or its second if it is a resumed run,
     which begins with one; the run's directory, status and output."""
@@ -97,21 +90,14 @@ def curves(run_dir):
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
-@pytest.mark.parametrize(
-    ("env_id", "signals"),
-    [
-        ("CartPole-v1", [signal.SIGTERM, signal.SIGINT]),
-        ("Acrobot-v1", [signal.SIGUSR1, signal.SIGHUP]),
-    ],
-)
-def test_interrupted_classic_runs_end_as_uninterrupted_ones_bit_for_bit(env_id, signals):
-    flags = CLASSIC | {"env_id": env_id, "num_envs": 2, "eval_frequency": 300, "eval_episodes": 3}
-    flags |= {"total_timesteps": 1_000, "update_frequency": 4}
+def test_an_interrupted_classic_run_ends_as_an_uninterrupted_one_bit_for_bit():
+    flags = CLASSIC | {"env_id": "Acrobot-v1", "num_envs": 2, "eval_frequency": 300, "eval_episodes": 3}
+    flags |= {"total_timesteps": 1_250, "update_frequency": 4}
     whole = sdsac_classic.train(sdsac_classic.Args(**flags, exp_name="whole")).rename("whole")
     rng = random.Random(0)
     process = start("sdsac_classic", **flags, exp_name="whole")
-    for number in signals:
-        run_dir, status, output = interrupt(process, number, rng.uniform(0, 0.2))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        run_dir, status, output = interrupt(process, number, rng.uniform(0, 0.1))
         assert not (run_dir / "agent.pt").exists(), "the run was over before the signal came"
         assert status == 128 + number
         assert f"--resume {run_dir}" in output.splitlines()[-1]
@@ -310,17 +296,19 @@ def test_a_second_sigint_ends_the_program_at_once(forkserver, tmp_path):
     assert process.exitcode == -signal.SIGINT
 
 
-@pytest.mark.parametrize(("number", "delay"), [(signal.SIGTERM, 0), (signal.SIGKILL, 0.4)])
-def test_an_interrupted_atari_run_goes_on(number, delay):
+def test_an_interrupted_atari_run_goes_on():
     process = start("sdsac_atari", **SHORT_ATARI)
-    run_dir, status, output = interrupt(process, number, delay)
-    assert status == (-number if number == signal.SIGKILL else 128 + number)
-    stopped = torch.load(run_dir / "checkpoint.pt", weights_only=True)
-    output = run_until_finished("sdsac_atari", run_dir)
-    assert f"resumed at step {stopped['loop']['counts'][0]:,}; the games that were under way are lost" in output
-    finished = torch.load(run_dir / "checkpoint.pt", weights_only=True)
-    assert finished["loop"]["counts"][0] >= 1000
-    assert finished["loop"]["counts"][1] == (1000 - 100 - 1) // 10  # updates: none lost, none doubled
+    for number, delay in ((signal.SIGKILL, 0.1), (signal.SIGTERM, 0)):
+        run_dir, status, output = interrupt(process, number, delay)
+        assert status == (-number if number == signal.SIGKILL else 128 + number)
+        stopped = torch.load(run_dir / "checkpoint.pt", weights_only=True)["loop"]["counts"][0]
+        process = start("sdsac_atari", resume=run_dir)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"resumed at step {stopped:,}; the games that were under way are lost" in output
+    finished = torch.load(run_dir / "checkpoint.pt", weights_only=True)["loop"]["counts"]
+    assert finished[0] >= 1000
+    assert finished[1] == (1000 - 100 - 1) // 10  # updates: none lost, none doubled
     for curve in curves(run_dir).values():
         steps = [step for step, _ in curve]
         assert steps == sorted(steps)
@@ -381,15 +369,22 @@ def test_atari_games_that_are_not_resumed_end_as_truncated():
     assert stacks[:, :, 0, 0].tolist() == [[1, 2, 3, 30], [0, 0, 0, 4]]
 
 
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory):
+    """What QUICK makes without interruption."""
+    with contextlib.chdir(tmp_path_factory.mktemp("quick")):
+        torch.set_num_threads(1)
+        return sdsac_classic.train(sdsac_classic.Args(**QUICK)).resolve()
+
+
 @pytest.mark.parametrize(
     ("script", "full"),
     [(sdsac_classic, full) for full in ("checkpoint.pt", "newest.npz", "agent.pt", "events")]
     + [(sdsac_atari, "newest.npz")],
 )
-def test_a_full_disk_stops_the_run_and_leaves_what_was_there(script, full, monkeypatch, capsys):
+def test_a_full_disk_stops_the_run_and_leaves_what_was_there(script, full, quick_run, monkeypatch, capsys):
     """From its second write on, a file no longer fits; when there is space again, the run goes on."""
     flags = SHORT_ATARI if script is sdsac_atari else QUICK
-    whole = script.train(script.Args(**flags, exp_name="whole")).rename("whole")
     path_open, flush, writes = Path.open, script.SummaryWriter.flush, itertools.count(1)
     no_space = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -411,7 +406,7 @@ def test_a_full_disk_stops_the_run_and_leaves_what_was_there(script, full, monke
         patch.setattr(Path, "open", limited_open)
         patch.setattr(script.SummaryWriter, "flush", limited_flush)
         with pytest.raises(SystemExit) as stop:
-            script.train(script.Args(**flags, exp_name="whole"))
+            script.train(script.Args(**flags))
     assert stop.value.code == 4
     (path,) = Path("runs").glob("*/checkpoint.pt")
     kept = torch.load(path, weights_only=True)["loop"]["counts"][0]
@@ -423,8 +418,8 @@ def test_a_full_disk_stops_the_run_and_leaves_what_was_there(script, full, monke
     assert not (path.parent / "agent.pt").exists()
     script.main(["--resume", str(path.parent)])
     if script is sdsac_classic:
-        assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(path.parent), strict=True))
-        assert curves(whole) == curves(path.parent)
+        assert all(torch.equal(a, b) for a, b in zip(weights(quick_run), weights(path.parent), strict=True))
+        assert curves(quick_run) == curves(path.parent)
     assert (path.parent / "agent.pt").exists()
 
 
@@ -510,23 +505,19 @@ def test_other_errors_than_those_of_a_disk_are_not_called_so(script, monkeypatch
 
 
 def test_without_a_terminal_progress_comes_in_plain_lines(monkeypatch, capsys):
-    monkeypatch.setitem(sdsac_classic.LINES, "mininterval", 0.2)
-    sdsac_classic.train(sdsac_classic.Args(**CLASSIC))
+    monkeypatch.setitem(sdsac_classic.LINES, "mininterval", 0.05)
+    sdsac_classic.train(sdsac_classic.Args(**CLASSIC | {"total_timesteps": 600}))
     lines = [line.strip() for line in capsys.readouterr().err.splitlines() if line.strip()]
-    pattern = r"step \d+ of 1500, +\S+ steps/s, \S+ left(, mean_return=\S+)?"
+    pattern = r"step \d+ of 600, +\S+ steps/s, \S+ left(, mean_return=\S+)?"
     assert len(lines) >= 4
     assert [line for line in lines if not re.fullmatch(pattern, line)] == []
 
 
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
-    before = Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("short"))
-    run_dir = sdsac_classic.train(
-        sdsac_classic.Args(total_timesteps=300, learning_starts=100, buffer_size=200)
-    ).resolve()
-    os.chdir(before)
-    return run_dir
+    with contextlib.chdir(tmp_path_factory.mktemp("short")):
+        flags = {"total_timesteps": 300, "learning_starts": 100, "buffer_size": 200}
+        return sdsac_classic.train(sdsac_classic.Args(**flags)).resolve()
 
 
 def refused(capsys, **flags):
