@@ -157,13 +157,13 @@ class Run:
 
     def checkpoint(self) -> None:
         """The peer's state, on the disk before checkpoint.pt says that it is there; then the one before goes."""
+        self.writer.flush()
         shutil.rmtree(self.state_dir(), ignore_errors=True)
         self.state_dir().mkdir(parents=True)
         self.save(self.state_dir())
         os.sync()
         torch.save({"step": self.step}, self.run_dir / "checkpoint.pt.unfinished")
         os.replace(self.run_dir / "checkpoint.pt.unfinished", self.run_dir / "checkpoint.pt")
-        self.writer.flush()
         for directory in self.state_dir().parent.iterdir():
             if directory != self.state_dir():
                 shutil.rmtree(directory)
