@@ -4,6 +4,8 @@ The tabular cases give it every transition of a small decision process as one ba
 computed without any learning: soft Q and policy have to agree for every state and action.
 """
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 
 import sdsac_atari
 import sdsac_classic
-from benchmark import adam_epsilon, decoupled_entropy, hidden_heads, random_shift, switched_n
+from benchmark import adam_epsilon, decoupled_entropy, generalisation, hidden_heads, random_shift, switched_n
 
 torch.set_num_threads(1)
 
@@ -212,6 +214,44 @@ def test_random_shift_moves_each_observation_as_a_whole(monkeypatch):
     assert sum(a == b for a, b in zip(observations, successors, strict=True)) < 10
     for one, other in ((plain[k], shifted[k]) for k in (1, 2, 3, 5)):
         assert torch.equal(one, other)
+
+
+def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(monkeypatch, tmp_path):
+    """An error that is not the critics' own loss, samples from the whole replay buffer, new games of a random policy:
+    the warm-up, three quarters of what was stored, is told by its entropy."""
+    monkeypatch.chdir(tmp_path)
+    args = sdsac_atari.Args(
+        total_timesteps=400,
+        learning_starts=300,
+        buffer_size=400,
+        num_envs=2,
+        batch_size=4,
+        q_clip=False,
+        compile=False,
+        policy_lr=1e-2,
+    )
+    run_dir = sdsac_atari.train(args)
+    measured, own = generalisation.squared_errors, []
+
+    def squared_errors(agent, batch, trained):
+        errors = measured(agent, batch, trained)
+        *_, metrics = sdsac_atari.gradients(agent, batch, trained)
+        own.append((errors.mean(), metrics["losses/qf_loss"], batch.old_entropies))
+        return errors
+
+    monkeypatch.setattr(generalisation, "squared_errors", squared_errors)
+    monkeypatch.setattr(sdsac_atari, "keep_only", sdsac_atari.keep_only)  # which main patches
+    table = tmp_path / "table.csv"
+    generalisation.main(generalisation.Args((run_dir,), window=64, samples=128, csv=table))
+    for errors, loss, _ in own:
+        torch.testing.assert_close(errors, loss, rtol=0.02, atol=1e-6)  # bfloat16, where the CPU has it
+    entropies = torch.stack([entropies for *_, entropies in own])  # of 2 batches replayed, 2 new
+    assert entropies.shape == (4, 64)
+    assert (entropies < np.log(4) - 1e-6).all()
+    (row,) = csv.DictReader(table.open())
+    assert (row["run"], row["step"]) == (run_dir.name, "400")
+    errors = torch.stack([errors for errors, *_ in own]).view(2, 2).mean(1).tolist()
+    assert [float(row["replayed"]), float(row["new"])] == pytest.approx(errors, abs=1e-5)
 
 
 @pytest.mark.parametrize(("heads_on", "features"), [("convolutions", 3136), ("features", 512)])

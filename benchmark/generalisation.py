@@ -1,0 +1,102 @@
+"""How well the critics of Atari runs know replayed transitions and new ones: their squared error in both.
+
+python benchmark/generalisation.py runs/BreakoutNoFrameskip-v4__*        a line per run and generalisation.csv
+
+Of each run's last checkpoint: the latest --window transitions of its replay buffer, and as many that its actor plays in
+games of its own; from both, --samples are drawn. Their error is (Q_i(s,a) - y)^2, the mean over the twins, where y is
+the n-step target of the checkpoint's target networks. Nothing is updated, nor shifted (`random_shift.py`). Runs may be
+under way; those of study scripts that change the networks cannot be loaded.
+"""
+
+import csv
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import sdsac_atari as script
+
+
+@dataclass
+class Args:
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """directories of runs, each with a checkpoint"""
+    window: int = 20_000
+    """transitions, the latest ones of the replay buffer and new ones"""
+    samples: int = 2_048
+    """how many of either are looked at"""
+    seed: int = 1_000
+    """seed of the new games and of the samples"""
+    csv: Path = Path(__file__).parent / "results" / "generalisation.csv"
+    """where the table goes"""
+
+
+@torch.no_grad()
+def squared_errors(agent: script.Agent, batch: script.Batch, args: script.Args) -> torch.Tensor:
+    """(Q_i(s,a) - y)^2, the mean over the twins: (B,)"""
+    actions = batch.actions.unsqueeze(1)
+    log_pi = F.log_softmax(agent.actor(batch.next_observations), dim=1)
+    next_q = agent.qf1_target(batch.next_observations), agent.qf2_target(batch.next_observations)
+    next_q = script.average_or_min(*next_q, args.double_average)
+    y = batch.rewards + batch.discounts * script.soft_value(next_q, log_pi, agent.log_alpha.exp())
+    errors = [(qf(batch.observations).gather(1, actions).squeeze(1) - y).square() for qf in (agent.qf1, agent.qf2)]
+    return (errors[0] + errors[1]) / 2
+
+
+@torch.no_grad()
+def play(agent: script.Agent, args: script.Args, buffer: script.ReplayBuffer, seed: int) -> None:
+    """Fills `buffer` with what the actor does, as `train` would."""
+    envs = script.make_envs(args, args.num_envs)
+    generator = torch.Generator().manual_seed(seed)
+    observations, infos = envs.reset(seed=script.environment_seeds(np.random.SeedSequence(seed), args.num_envs))
+    tracker = script.GameTracker(infos)
+    for _ in range(buffer.rows):
+        noise = script.exponential_noise(args.num_envs, int(envs.single_action_space.n), generator)
+        actions, entropies = (x.numpy() for x in script.act(agent.actor, torch.from_numpy(observations), noise))
+        next_observations, scores, terminated, truncated, infos = envs.step(actions)
+        resets, _ = tracker.step(scores, terminated, truncated, infos)
+        buffer.add(observations, actions, np.clip(scores, -1, 1), terminated, truncated, entropies, resets)
+        observations = next_observations
+    envs.close()
+
+
+def measure(run_dir: Path, args: Args) -> dict:
+    """A row of the table."""
+    saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
+    known = {field.name for field in fields(script.Args)}  # a study's own flags are not
+    trained = script.Args(**{name: value for name, value in saved["args"].items() if name in known})
+    agent = script.make_agent(trained, saved["observation_shape"], saved["num_actions"], "cpu")
+    shape = (args.window, trained.num_envs, saved["observation_shape"], trained.n_step, trained.gamma)
+    replayed, new = (script.ReplayBuffer(*shape) for _ in range(2))
+    loop = script.load_checkpoint(run_dir, agent, replayed, torch.device("cpu"))  # of the replay what fits: the latest
+    play(agent, trained, new, args.seed)
+    row = {"run": run_dir.name, "env_id": trained.env_id, "exp_name": trained.exp_name, "seed": trained.seed}
+    row["step"] = loop["counts"][0]
+    for name, buffer in (("replayed", replayed), ("new", new)):
+        buffer.rng = np.random.default_rng(args.seed)
+        errors = torch.cat([squared_errors(agent, buffer.sample(64), trained) for _ in range(args.samples // 64)])
+        row[name], row[f"{name}_error"] = errors.mean().item(), errors.std().item() / len(errors) ** 0.5
+    return row
+
+
+def main(args: Args) -> None:
+    script.keep_only = lambda directory, names: None  # loading deletes nothing of a run that is under way
+    rows = []
+    for run_dir in args.runs:
+        row = measure(run_dir, args)
+        rows.append({name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()})
+        shown = ", ".join(f"{name} {row[name]:.4f} ± {row[name + '_error']:.4f}" for name in ("replayed", "new"))
+        print(f"{row['run']}, step {row['step']:,}: {shown}", flush=True)
+    with args.csv.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
