@@ -121,6 +121,9 @@ class Args:
     """the discount factor"""
     n_step: int = 3
     """steps of reward before the bootstrap; entropy enters only there, so a larger n also makes it count for less"""
+    random_shift: int = 0
+    """pixels that sampled observations are moved by at most, each its own way (DrQ); 0 for none. The critics then know
+    new observations as well as replayed ones"""
     tau: float = 0.005
     """the share of the critics that flows into their targets at each target update"""
     target_network_frequency: int = 1
@@ -185,6 +188,7 @@ def check_args(args: Args) -> None:
     require("tau", 0 < args.tau <= 1, "above 0 and at most 1")
     for name in ("policy_lr", "q_lr", "alpha", "clip_range"):
         require(name, 0 < getattr(args, name) <= 1e9, "above 0 and at most 1e9")
+    require("random_shift", 0 <= args.random_shift < 84, "from 0 to 83")
     require("beta", 0 <= args.beta <= 1e9, "from 0 to 1e9")
     require("max_grad_norm", args.max_grad_norm is None or 0 < args.max_grad_norm <= 1e9, "above 0 and at most 1e9")
     require("seed", 0 <= args.seed < 2**63, "from 0 to 2^63 - 1")
@@ -360,6 +364,17 @@ def to_device(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def shifted(frames: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """`frames`, (B, 4, H, W), moved by `down` and `right` pixels, (B,) int64 each; what comes in at an edge repeats it
+    (DrQ, Kostrikov et al. 2020, arXiv:2004.13649).
+    """
+    height, width = frames.shape[2:]
+    rows = (torch.arange(height, device=frames.device) - down[:, None]).clamp(0, height - 1)  # (B, H)
+    columns = (torch.arange(width, device=frames.device) - right[:, None]).clamp(0, width - 1)  # (B, W)
+    frames = frames.gather(2, rows[:, None, :, None].expand(frames.shape))  # pixel (i, j) from (rows[i], columns[j])
+    return frames.gather(3, columns[:, None, None, :].expand(frames.shape))
+
+
 class ReplayBuffer:
     """Ring of vector steps that keeps, with each transition, the entropy of the policy that collected it.
 
@@ -380,9 +395,10 @@ class ReplayBuffer:
         gamma: float,
         device: torch.device | str = "cpu",
         seed: int | np.random.SeedSequence = 0,
+        random_shift: int = 0,
     ):
         """`size` is in transitions, summed over `num_envs`; batches are made on `device`, where the frames are kept too
-        if they fit."""
+        if they fit. Sampled observations are moved by up to `random_shift` pixels."""
         self.num_envs, self.n_step, self.device = num_envs, n_step, torch.device(device)
         self.rows = size // num_envs  # a row is one step of all environments
         self.stack, *self.frame_shape = observation_shape
@@ -401,6 +417,7 @@ class ReplayBuffer:
         self.steps = 0  # vector steps ever added
         self.powers = gamma ** np.arange(n_step + 1)
         self.rng = np.random.default_rng(seed)
+        self.random_shift = random_shift
 
     @staticmethod
     def fits(size: int, observation_shape: tuple[int, ...], device: torch.device) -> bool:
@@ -465,7 +482,8 @@ class ReplayBuffer:
     def pick(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """`batch_size` transitions, drawn uniformly with replacement from all valid ones, in two host tensors for
         `batch`: where the frames of both observations are stored, (2, B, 4) int64, or, if that is the host, the frames
-        themselves, (2, B, 4, 84, 84) uint8; and rewards, discounts, entropies and actions, (4, B) float32.
+        themselves, (2, B, 4, 84, 84) uint8; and rewards, discounts, entropies, actions, and how far the observations
+        and then the next ones move down and right, (8, B) float32.
         """
         drawn, valid = np.zeros(batch_size, np.int64), np.zeros(batch_size, bool)
         oldest = max(0, self.steps - self.rows)
@@ -476,7 +494,8 @@ class ReplayBuffer:
         taken = np.arange(self.n_step) < lengths[:, None]
         rewards = (self.rewards[rows] * taken) @ self.powers[:-1]
         discounts = np.where(terminated, 0.0, self.powers[lengths])
-        numbers = np.stack([rewards, discounts, self.entropies[rows[:, 0]], self.actions[rows[:, 0]]])
+        moves = self.rng.integers(-self.random_shift, self.random_shift, (4, batch_size), endpoint=True)
+        numbers = np.stack([rewards, discounts, self.entropies[rows[:, 0]], self.actions[rows[:, 0]], *moves])
         # What terminated in the newest step has no successor yet; any will do, for its discount is 0
         successors = np.minimum(steps + lengths, self.steps - 1)
         indices = np.stack([self.stack_indices(steps, envs), self.stack_indices(successors, envs)])
@@ -488,7 +507,10 @@ class ReplayBuffer:
     def batch(self, frames: Tensor, numbers: Tensor) -> Batch:
         """What `pick` drew, on the buffer's device, as `update` takes it."""
         observations, next_observations = frames if frames.dtype == torch.uint8 else self.gather(frames)
-        rewards, discounts, entropies, actions = numbers
+        rewards, discounts, entropies, actions = numbers[:4]
+        if self.random_shift:
+            observations = shifted(observations, *numbers[4:6].long())
+            next_observations = shifted(next_observations, *numbers[6:].long())
         return Batch(observations, actions.long(), rewards, discounts, next_observations, entropies)
 
     def sample(self, batch_size: int) -> Batch:
@@ -1334,7 +1356,14 @@ def train(args: Args) -> Path:
     seeds = np.random.SeedSequence(args.seed)
     warm_up_seed, buffer_seed, probe_seed, action_seed = seeds.spawn(4)
     buffer = ReplayBuffer(
-        args.buffer_size, args.num_envs, observation_shape, args.n_step, args.gamma, device, buffer_seed
+        args.buffer_size,
+        args.num_envs,
+        observation_shape,
+        args.n_step,
+        args.gamma,
+        device,
+        buffer_seed,
+        args.random_shift,
     )
     if buffer.frames.device.type == "cuda":  # more would have little to do, and take the games' cores
         torch.set_num_threads(1)

@@ -4,8 +4,8 @@ python benchmark/generalisation.py runs/BreakoutNoFrameskip-v4__*        a line 
 
 Of each run's last checkpoint: the latest --window transitions of its replay buffer, and as many that its actor plays in
 games of its own; from both, --samples are drawn. Their error is (Q_i(s,a) - y)^2, the mean over the twins, where y is
-the n-step target of the checkpoint's target networks. Nothing is updated, nor shifted (`random_shift.py`). Runs may be
-under way; those of study scripts that change the networks cannot be loaded.
+the n-step target of the checkpoint's target networks, observations as they are. Runs may be under way; those of study
+scripts that change the networks cannot be loaded.
 """
 
 import csv

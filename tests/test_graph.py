@@ -130,9 +130,11 @@ def test_where_capture_fails_updates_go_on_without(script, monkeypatch, capsys):
     assert "more" not in message
 
 
-def test_frames_that_are_gathered_on_the_device_are_those_gathered_on_the_host():
+@pytest.mark.parametrize("random_shift", [0, 4])
+def test_frames_that_are_gathered_on_the_device_are_those_gathered_on_the_host(random_shift):
     """What is captured takes indices if the frames are on the device, and the frames themselves otherwise."""
     buffer = make_updater(sdsac_atari, False).buffer
+    buffer.random_shift = random_shift
     other = copy.deepcopy(buffer)
 
     class Frames:

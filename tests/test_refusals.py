@@ -43,6 +43,8 @@ REFUSED_BY_ONE = [
     (sdsac_classic, "--env-id Images-v0", "images"),
     (sdsac_classic, "--env-id Sequences-v0", "do not flatten"),
     (sdsac_atari, "--env-id CartPole-v1", "not an Atari game"),
+    (sdsac_atari, "--random-shift 84", "from 0 to 83"),
+    (sdsac_atari, "--random-shift -1", "from 0 to 83"),
     (sdsac_atari, "--env-id Breakout-v4", "BreakoutNoFrameskip-v4"),
     (sdsac_atari, "--env-id Breakout-v0", "BreakoutNoFrameskip-v0"),
 ]

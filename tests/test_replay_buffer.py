@@ -383,6 +383,42 @@ def test_each_frame_is_stored_once():
     assert [everything.count(frame.tobytes()) for frame in frames] == [0] * 20 + [1] * 40
 
 
+def test_shifted_frames_by_hand():
+    frames = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4).repeat(3, 2, 1, 1)
+    down, right = torch.tensor([0, 1, -2]), torch.tensor([0, -1, 2])
+    still, down_left, up_right = sdsac_atari.shifted(frames, down, right)
+    assert torch.equal(still, frames[0])
+    assert down_left.tolist() == 2 * [[[1, 2, 3, 3], [1, 2, 3, 3], [5, 6, 7, 7]]]
+    assert up_right.tolist() == 2 * [[[8, 8, 8, 9]] * 3]
+
+
+def test_random_shift_moves_each_observation_as_a_whole():
+    """Frames of a stack that are moved apart, one move for an observation and its successor, other samples, moves that
+    are left out."""
+    rng = np.random.default_rng(0)
+    steps = rng.integers(256, size=(20, 2, 4, 9, 9), dtype=np.uint8)
+    no = np.zeros(2, bool)
+    batches = []
+    for shift in (0, 2):
+        buffer = sdsac_atari.ReplayBuffer(40, 2, (4, 9, 9), n_step=3, gamma=0.5, seed=1, random_shift=shift)
+        for observations in steps:
+            buffer.add(observations, no, no, no, no, no, no)
+        batches.append(buffer.sample(256))
+    plain, moved = batches
+    found = []
+    for before, after in ((plain[0], moved[0]), (plain[4], moved[4])):
+        padded = np.pad(before.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), "edge")
+        places = [(down, right) for down in range(5) for right in range(5)]
+        cuts = {(d, r): padded[:, :, d : d + 9, r : r + 9] for d, r in places}
+        found.append([[place for place in places if np.array_equal(cuts[place][i], after[i])] for i in range(256)])
+    assert all(len(place) == 1 for part in found for place in part)
+    observations, successors = ([place for (place,) in part] for part in found)
+    assert set(observations) == set(successors) == set(places)
+    assert sum(a == b for a, b in zip(observations, successors, strict=True)) < 30  # of 256, 10 expected
+    for one, other in ((plain[k], moved[k]) for k in (1, 2, 3, 5)):
+        assert torch.equal(one, other)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Real games
 

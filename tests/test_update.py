@@ -14,7 +14,7 @@ from torch import nn
 
 import sdsac_atari
 import sdsac_classic
-from benchmark import adam_epsilon, decoupled_entropy, generalisation, hidden_heads, random_shift, switched_n
+from benchmark import adam_epsilon, decoupled_entropy, generalisation, hidden_heads, switched_n
 
 torch.set_num_threads(1)
 
@@ -184,36 +184,6 @@ def test_switched_n_shortens_the_chains_from_its_step_on(monkeypatch):
             assert (batch.rewards == (1.75 if long else 1)).all()
             assert (batch.discounts == (0.125 if long else 0.5)).all()
             assert (batch.next_observations - batch.observations == (3 if long else 1)).all()
-
-
-def test_random_shift_moves_each_observation_as_a_whole(monkeypatch):
-    """Frames of a stack that are moved apart, edges that wrap around, one shift for an observation and its successor,
-    other samples: each of them is the plain sample, padded by its edges and cut out again."""
-    rng = np.random.default_rng(0)
-    steps = rng.integers(256, size=(20, 2, 4, 84, 84), dtype=np.uint8)
-    no = np.zeros(2, bool)
-    batches = []
-    for shift in (0, 2):
-        with monkeypatch.context() as patch:
-            patch.setattr(sdsac_atari, "ReplayBuffer", sdsac_atari.ReplayBuffer)  # which it patches
-            random_shift.shift_samples(sdsac_atari, shift)
-            buffer = sdsac_atari.ReplayBuffer(40, 2, (4, 84, 84), n_step=3, gamma=0.5, seed=1)
-        for observations in steps:
-            buffer.add(observations, no, no, no, no, no, no)
-        batches.append(buffer.sample(64))
-    plain, shifted = batches
-    found = []
-    for before, after in ((plain[0], shifted[0]), (plain[4], shifted[4])):
-        padded = np.pad(before.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), "edge")
-        places = [(down, right) for down in range(5) for right in range(5)]
-        cuts = {(d, r): padded[:, :, d : d + 84, r : r + 84] for d, r in places}
-        found.append([[place for place in places if np.array_equal(cuts[place][i], after[i])] for i in range(64)])
-    assert all(len(place) == 1 for part in found for place in part)
-    observations, successors = ([place for (place,) in part] for part in found)
-    assert len(set(observations)) > 15
-    assert sum(a == b for a, b in zip(observations, successors, strict=True)) < 10
-    for one, other in ((plain[k], shifted[k]) for k in (1, 2, 3, 5)):
-        assert torch.equal(one, other)
 
 
 def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(monkeypatch, tmp_path):
