@@ -122,8 +122,8 @@ class Args:
     n_step: int = 3
     """steps of reward before the bootstrap; entropy enters only there, so a larger n also makes it count for less"""
     random_shift: int = 0
-    """pixels that sampled observations are moved by at most, each its own way (DrQ); 0 for none. The critics then know
-    new observations as well as replayed ones"""
+    """largest shift of a sampled observation in pixels, up or down and left or right, drawn anew each time (DrQ); 0 for
+    none"""
     tau: float = 0.005
     """the share of the critics that flows into their targets at each target update"""
     target_network_frequency: int = 1
@@ -365,14 +365,14 @@ def to_device(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
 
 
 def shifted(frames: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """`frames`, (B, 4, H, W), moved by `down` and `right` pixels, (B,) int64 each; what comes in at an edge repeats it
-    (DrQ, Kostrikov et al. 2020, arXiv:2004.13649).
+    """`frames`, (B, 4, H, W) uint8, moved `down` and `right` by so many pixels, (B,) int64 each, negative for up and
+    left -> (B, 4, H, W). What comes in at an edge repeats it (DrQ, Kostrikov et al. 2020, arXiv:2004.13649).
     """
     height, width = frames.shape[2:]
     rows = (torch.arange(height, device=frames.device) - down[:, None]).clamp(0, height - 1)  # (B, H)
     columns = (torch.arange(width, device=frames.device) - right[:, None]).clamp(0, width - 1)  # (B, W)
-    frames = frames.gather(2, rows[:, None, :, None].expand(frames.shape))  # pixel (i, j) from (rows[i], columns[j])
-    return frames.gather(3, columns[:, None, None, :].expand(frames.shape))
+    sources = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)  # (B, H * W): the pixel that each comes from
+    return frames.flatten(2).gather(2, sources[:, None, :].expand(-1, frames.shape[1], -1)).view(frames.shape)
 
 
 class ReplayBuffer:
@@ -482,8 +482,8 @@ class ReplayBuffer:
     def pick(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """`batch_size` transitions, drawn uniformly with replacement from all valid ones, in two host tensors for
         `batch`: where the frames of both observations are stored, (2, B, 4) int64, or, if that is the host, the frames
-        themselves, (2, B, 4, 84, 84) uint8; and rewards, discounts, entropies, actions, and how far the observations
-        and then the next ones move down and right, (8, B) float32.
+        themselves, (2, B, 4, 84, 84) uint8; and, (8, B) float32, rewards, discounts, entropies, actions, shifts of the
+        observations down and right, and of the next ones.
         """
         drawn, valid = np.zeros(batch_size, np.int64), np.zeros(batch_size, bool)
         oldest = max(0, self.steps - self.rows)
@@ -494,8 +494,8 @@ class ReplayBuffer:
         taken = np.arange(self.n_step) < lengths[:, None]
         rewards = (self.rewards[rows] * taken) @ self.powers[:-1]
         discounts = np.where(terminated, 0.0, self.powers[lengths])
-        moves = self.rng.integers(-self.random_shift, self.random_shift, (4, batch_size), endpoint=True)
-        numbers = np.stack([rewards, discounts, self.entropies[rows[:, 0]], self.actions[rows[:, 0]], *moves])
+        shifts = self.rng.integers(-self.random_shift, self.random_shift, (4, batch_size), endpoint=True)
+        numbers = np.stack([rewards, discounts, self.entropies[rows[:, 0]], self.actions[rows[:, 0]], *shifts])
         # What terminated in the newest step has no successor yet; any will do, for its discount is 0
         successors = np.minimum(steps + lengths, self.steps - 1)
         indices = np.stack([self.stack_indices(steps, envs), self.stack_indices(successors, envs)])

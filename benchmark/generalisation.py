@@ -2,10 +2,13 @@
 
 python benchmark/generalisation.py runs/BreakoutNoFrameskip-v4__*        a line per run and generalisation.csv
 
-Of each run's last checkpoint: the latest --window transitions of its replay buffer, and as many that its actor plays in
-games of its own; from both, --samples are drawn. Their error is (Q_i(s,a) - y)^2, the mean over the twins, where y is
-the n-step target of the checkpoint's target networks, observations as they are. Runs may be under way; those of study
-scripts that change the networks cannot be loaded.
+Of each run's last checkpoint: the latest --window transitions of its replay buffer, and as many that its actor plays
+anew, from the beginning of games. From both, --samples are drawn. What is compared is (Q_i(s,a) - y)^2, the mean over
+the twins, where y is the n-step target of the checkpoint's target networks, observations as they are. With 16 draws a
+step, as by default, one of N replayed transitions that is k steps old has been in 16 k / N updates: the longer a run,
+the fewer the latest ones have been in, so compare runs at the same step. The standard errors, after the signs of plus
+and minus, are those of the samples; that few games make up either window is not in them. Runs may be under way, if they
+write no checkpoint just then; those of study scripts that change the networks cannot be loaded.
 """
 
 import csv
@@ -79,8 +82,9 @@ def measure(run_dir: Path, args: Args) -> dict:
     row["step"] = loop["counts"][0]
     for name, buffer in (("replayed", replayed), ("new", new)):
         buffer.rng = np.random.default_rng(args.seed)
-        errors = torch.cat([squared_errors(agent, buffer.sample(64), trained) for _ in range(args.samples // 64)])
-        row[name], row[f"{name}_error"] = errors.mean().item(), errors.std().item() / len(errors) ** 0.5
+        sizes = [64] * (args.samples // 64) + [args.samples % 64] * (args.samples % 64 > 0)
+        errors = torch.cat([squared_errors(agent, buffer.sample(size), trained) for size in sizes])
+        row[name], row[f"{name}_standard_error"] = errors.mean().item(), errors.std().item() / len(errors) ** 0.5
     return row
 
 
@@ -90,7 +94,9 @@ def main(args: Args) -> None:
     for run_dir in args.runs:
         row = measure(run_dir, args)
         rows.append({name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()})
-        shown = ", ".join(f"{name} {row[name]:.4f} ± {row[name + '_error']:.4f}" for name in ("replayed", "new"))
+        shown = ", ".join(
+            f"{name} {row[name]:.4f} ± {row[name + '_standard_error']:.4f}" for name in ("replayed", "new")
+        )
         print(f"{row['run']}, step {row['step']:,}: {shown}", flush=True)
     with args.csv.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")

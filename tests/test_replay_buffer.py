@@ -419,6 +419,20 @@ def test_random_shift_moves_each_observation_as_a_whole():
         assert torch.equal(one, other)
 
 
+def test_without_shifts_nothing_is_drawn_for_them():
+    """So that runs sample as they did before there were any."""
+    buffer = make_buffer(sdsac_atari, 40, 1, n_step=1, gamma=0.5, seed=1)
+    none = np.zeros(1, bool)
+    for observations in np.zeros((9, 1, 4, 2, 2), np.uint8):
+        buffer.add(observations, none, none, none, none, none, none)
+    buffer.sample(1)
+    assert buffer.steps == 9
+    rng = np.random.default_rng(1)
+    while rng.integers(0, 9, 1) == 8:  # the newest, which is drawn again
+        pass
+    assert buffer.rng.bit_generator.state == rng.bit_generator.state
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Real games
 

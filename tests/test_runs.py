@@ -120,9 +120,10 @@ VARIANTS = {
     "clipped gradients": {"max_grad_norm": 0.1},
     "two gradient steps": {"gradient_steps": 2},
     "hard target updates": {"target_network_frequency": 50, "tau": 1.0},
-    "random shifts": {"random_shift": 4},
 }
-ATARI_VARIANTS = ["defaults", "fixed or tuned alpha", "vanilla", "another number of environments", "random shifts"]
+ATARI_VARIANTS = {
+    name: VARIANTS[name] for name in ("defaults", "fixed or tuned alpha", "vanilla", "another number of environments")
+} | {"random shifts": {"random_shift": 4}}
 
 
 @functools.cache
@@ -132,12 +133,11 @@ def final_weights_with_defaults(script):
 
 @pytest.mark.parametrize(
     ("script", "variant"),
-    [(sdsac_classic, variant) for variant in VARIANTS if variant != "random shifts"]
-    + [(sdsac_atari, variant) for variant in ATARI_VARIANTS],
+    [(sdsac_classic, variant) for variant in VARIANTS] + [(sdsac_atari, variant) for variant in ATARI_VARIANTS],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_every_variant_trains_logs_and_saves(script, variant):
-    flags = dict(VARIANTS[variant])
+    flags = dict((VARIANTS | ATARI_VARIANTS)[variant])
     for name in {"autotune", "anneal_lr"} & flags.keys():
         flags[name] = not getattr(script.Args, name)
     if "n_step" in flags:

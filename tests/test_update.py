@@ -187,8 +187,8 @@ def test_switched_n_shortens_the_chains_from_its_step_on(monkeypatch):
 
 
 def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(monkeypatch, tmp_path):
-    """An error that is not the critics' own loss, samples from the whole replay buffer, new games of a random policy:
-    the warm-up, three quarters of what was stored, is told by its entropy."""
+    """An error that is not the critics' own loss, samples from the whole replay buffer, old ones for new, games of a
+    random policy, a run that loses files: entropies tell when a transition was played."""
     monkeypatch.chdir(tmp_path)
     args = sdsac_atari.Args(
         total_timesteps=400,
@@ -211,17 +211,24 @@ def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(mo
 
     monkeypatch.setattr(generalisation, "squared_errors", squared_errors)
     monkeypatch.setattr(sdsac_atari, "keep_only", sdsac_atari.keep_only)  # which main patches
-    table = tmp_path / "table.csv"
-    generalisation.main(generalisation.Args((run_dir,), window=64, samples=128, csv=table))
+    stray, table = run_dir / "replay" / "of a checkpoint that is being written", tmp_path / "table.csv"
+    stray.touch()
+    generalisation.main(generalisation.Args((run_dir,), window=64, samples=100, csv=table))
     for errors, loss, _ in own:
         torch.testing.assert_close(errors, loss, rtol=0.02, atol=1e-6)  # bfloat16, where the CPU has it
-    entropies = torch.stack([entropies for *_, entropies in own])  # of 2 batches replayed, 2 new
-    assert entropies.shape == (4, 64)
-    assert (entropies < np.log(4) - 1e-6).all()
+    assert [len(entropies) for *_, entropies in own] == [64, 36, 64, 36]
+    replayed = torch.cat([entropies for *_, entropies in own[:2]]).numpy()
+    new = torch.cat([entropies for *_, entropies in own[2:]]).numpy()
+    saved = [np.load(path) for path in (run_dir / "replay").glob("*.npz")]
+    stored = np.concatenate([part["entropies"] for part in sorted(saved, key=lambda part: part["steps"][0])])
+    assert np.isin(replayed, stored[-32:]).all()  # of two environments
+    assert not np.isin(new, stored).any()
+    assert (new < np.log(4) - 1e-6).all()
+    assert stray.exists()
     (row,) = csv.DictReader(table.open())
     assert (row["run"], row["step"]) == (run_dir.name, "400")
-    errors = torch.stack([errors for errors, *_ in own]).view(2, 2).mean(1).tolist()
-    assert [float(row["replayed"]), float(row["new"])] == pytest.approx(errors, abs=1e-5)
+    errors = torch.stack([errors for errors, *_ in own]).view(2, 2) @ torch.tensor([0.64, 0.36])
+    assert [float(row["replayed"]), float(row["new"])] == pytest.approx(errors.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(("heads_on", "features"), [("convolutions", 3136), ("features", 512)])
