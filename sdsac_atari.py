@@ -188,7 +188,6 @@ def check_args(args: Args) -> None:
     require("tau", 0 < args.tau <= 1, "above 0 and at most 1")
     for name in ("policy_lr", "q_lr", "alpha", "clip_range"):
         require(name, 0 < getattr(args, name) <= 1e9, "above 0 and at most 1e9")
-    require("random_shift", 0 <= args.random_shift < 84, "from 0 to 83")
     require("beta", 0 <= args.beta <= 1e9, "from 0 to 1e9")
     require("max_grad_norm", args.max_grad_norm is None or 0 < args.max_grad_norm <= 1e9, "above 0 and at most 1e9")
     require("seed", 0 <= args.seed < 2**63, "from 0 to 2^63 - 1")
@@ -239,7 +238,7 @@ def usable_cores() -> int:
 
 
 def check_env_id(args: Args) -> None:
-    """Refuses what is not a game of the ALE with a fixed frame skip."""
+    """Refuses what is not a game of the ALE with a fixed frame skip, and shifts as large as its frames."""
     given = f"--env-id {args.env_id}"
     try:
         kwargs = gym.spec(args.env_id).kwargs
@@ -250,6 +249,8 @@ def check_env_id(args: Args) -> None:
     if not isinstance(kwargs["frameskip"], int):
         name, version = args.env_id.rsplit("-", 1)
         refuse(f"{given}: its frame skip is random; use {name}NoFrameskip-{version}")
+    if not 0 <= args.random_shift < 84:
+        refuse(f"--random-shift {args.random_shift}: must be from 0 to 83")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
