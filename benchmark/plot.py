@@ -70,8 +70,8 @@ class Args:
     """directories with runs below them, runs' own, or CSVs that this script wrote; a cell that is in several of them is
     taken from its run, or else from the last CSV; none: draw from NAME.csv"""
     bins: int = 100
-    """bins that the steps of each environment are divided into; each should be longer than an episode takes, which is
-    its length times the environments that a run has side by side"""
+    """bins that the steps of each environment are divided into, unless a CSV's rows have theirs; each should be longer
+    than an episode takes, which is its length times the environments that a run has side by side"""
     partial: bool = False
     """if toggled, unfinished runs are read too"""
     variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
@@ -118,11 +118,11 @@ def to_budget(last: int) -> int:
     return int(float(f"{last:.3g}"))
 
 
-def summarize(points: pd.DataFrame, budget: int, bins: int, lasts: tuple[int, ...] = (20,)) -> pd.DataFrame:
-    """The CSV's rows of one run. Evaluations stay as they are, all else is means over `bins` bins of the `budget`,
-    each named by its right edge, which it includes; the `lasts` last training episodes become a row each.
+def summarize(points: pd.DataFrame, budget: int, width: float, lasts: tuple[int, ...] = (20,)) -> pd.DataFrame:
+    """The CSV's rows of one run. Evaluations stay as they are, all else is means over bins of `width` steps up to the
+    `budget`, each named by its right edge, which it includes; the `lasts` last training episodes become a row each.
     """
-    right = np.ceil(points["step"] * bins / budget).clip(1, bins) * budget / bins
+    right = np.ceil(points["step"] / width).clip(1, np.ceil(budget / width - 0.01)) * width
     step = right.round().astype(int).where(points["metric"] != "eval_return", points["step"])
     rows = points.assign(step=step).groupby(["metric", "step"], as_index=False)
     rows = rows.agg(value=("value", "mean"), count=("count", "sum"))
@@ -135,26 +135,26 @@ def summarize(points: pd.DataFrame, budget: int, bins: int, lasts: tuple[int, ..
 def tidy(runs: dict[Cell, Path], earlier: dict[Cell, pd.DataFrame], bins: int) -> pd.DataFrame:
     """The CSV of these runs, and of earlier CSVs' rows for the cells that have none.
 
-    The last step of an environment's longest run is its budget.
+    The last step of an environment's longest run is its budget, of which there are `bins` bins, unless earlier rows
+    have bins already: the runs then have as wide ones.
     """
     logs = {cell: read_run(run) for cell, run in runs.items()}
     logs = {cell: log for cell, log in logs.items() if "episodic_return" in log[0]["metric"].values}
     earlier = {cell: rows for cell, rows in earlier.items() if cell not in logs}
-    ends = [(env_id, last) for (env_id, *_), (_, last) in logs.items()]
-    ends += [(env_id, rows["step"].max()) for (env_id, *_), rows in earlier.items()]
-    budgets = {}
-    for env_id, last in ends:
-        budgets[env_id] = max(to_budget(last), budgets.get(env_id, 0))
-    binned = defaultdict(set)  # right edges of the earlier rows' bins, which must be the new ones': as many, as wide
+    budgets, edges = defaultdict(int), defaultdict(set)
+    for (env_id, *_), (_, last) in logs.items():
+        budgets[env_id] = max(to_budget(last), budgets[env_id])
     for (env_id, *_), rows in earlier.items():
-        binned[env_id] |= set(rows.loc[~rows["metric"].isin(MEASURES), "step"])
-    for env_id, steps in binned.items():
-        width = budgets[env_id] / bins
-        edges = {round(k * width) for k in range(bins + 1)}
-        if not steps <= edges or np.diff(sorted({0, *steps})).min() > width + 1:
-            sys.exit(f"the CSV's rows of {env_id} are not {bins} bins of {budgets[env_id]} steps")
+        edges[env_id] |= set(rows.loc[~rows["metric"].isin(MEASURES), "step"])
+    widths = {env_id: budget / bins for env_id, budget in budgets.items()}
+    for env_id, steps in edges.items():
+        steps = np.array(sorted(steps | {0}))
+        numbers = (steps / np.diff(steps).min()).round()
+        widths[env_id] = steps[-1] / numbers[-1]
+        if np.abs(steps - numbers * widths[env_id]).max() > 1:  # they are rounded
+            sys.exit(f"the CSVs' rows of {env_id} have bins of different widths")
     parts = [
-        summarize(points, budgets[env_id], bins, (20, 100) if atari_scores(env_id) else (20,)).assign(
+        summarize(points, budgets[env_id], widths[env_id], (20, 100) if atari_scores(env_id) else (20,)).assign(
             env_id=env_id, variant=variant, seed=seed
         )
         for (env_id, variant, seed), (points, _) in logs.items()

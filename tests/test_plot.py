@@ -40,7 +40,7 @@ def test_bins_by_hand():
         + [("eval_return", 300, 8.0, 5), ("eval_return", 310, 9.0, 5)],
         columns=["metric", "step", "value", "count"],
     )
-    rows = plot.summarize(points, budget=1000, bins=4)
+    rows = plot.summarize(points, budget=1000, width=250)
     assert rows.to_numpy().tolist() == [
         ["episodic_return", 250, 2.0, 2],  # a bin includes its right edge
         ["episodic_return", 500, 10.0, 1],
@@ -53,7 +53,7 @@ def test_bins_by_hand():
 
 def test_last_20_episodes_are_the_last_20():
     points = pd.DataFrame({"metric": "episodic_return", "step": range(1, 31), "value": range(30), "count": 1})
-    last = plot.summarize(points, budget=30, bins=2, lasts=(20, 100)).iloc[-2:]
+    last = plot.summarize(points, budget=30, width=15, lasts=(20, 100)).iloc[-2:]
     assert last["metric"].tolist() == ["last_20_episodes", "last_100_episodes"]
     assert last[["value", "count"]].values.tolist() == [[np.mean(range(10, 30)), 20], [np.mean(range(30)), 30]]
 
@@ -190,9 +190,16 @@ def test_runs_join_those_of_a_csv(tmp_path, monkeypatch):
     assert values.agg(["min", "max", "count"]).values.tolist() == [[1, 1, 5], [3, 3, 5], [5, 5, 5], [6, 6, 5]]
     plot.main(plot.Args("copy", runs=(plot.RESULTS / "all.csv",), bins=5))
     assert (plot.RESULTS / "copy.csv").read_bytes() == (plot.RESULTS / "all.csv").read_bytes()
-    for bins in (4, 10):
-        with pytest.raises(SystemExit, match=f"rows of Acrobot-v1 are not {bins} bins of 1000 steps"):
-            plot.main(plot.Args("other", runs=(plot.RESULTS / "all.csv",), bins=bins))
+    longer = write_run(tmp_path / "longer", "Acrobot-v1", "e", 1, [7] * 15)
+    plot.main(plot.Args("longer", runs=(plot.RESULTS / "all.csv", longer), bins=4))  # the CSV's bins, and more of them
+    data = pd.read_csv(plot.RESULTS / "longer.csv").query("env_id == 'Acrobot-v1' and metric == 'episodic_return'")
+    assert data.groupby("variant")["step"].apply(list).to_dict() == {
+        "b": [200, 400, 600, 800, 1000],
+        "e": [200, 400, 600, 800, 1000, 1200, 1400, 1600],
+    }
+    plot.main(plot.Args("other", runs=(longer,), bins=7))
+    with pytest.raises(SystemExit, match="rows of Acrobot-v1 have bins of different widths"):
+        plot.main(plot.Args("both", runs=(plot.RESULTS / "all.csv", plot.RESULTS / "other.csv")))
     with pytest.raises(SystemExit, match="nothing: not there"):
         plot.main(plot.Args("other", runs=(plot.RESULTS / "all.csv", tmp_path / "nothing")))
     with pytest.raises(SystemExit, match="variant e: there are a, b, c, d"):
