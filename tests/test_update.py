@@ -14,7 +14,7 @@ from torch import nn
 
 import sdsac_atari
 import sdsac_classic
-from benchmark import adam_epsilon, decoupled_entropy, generalisation, hidden_heads, switched_n
+from benchmark import adam_epsilon, decoupled_entropy, generalisation, hidden_heads, shift_kinds, switched_n
 
 torch.set_num_threads(1)
 
@@ -184,6 +184,25 @@ def test_switched_n_shortens_the_chains_from_its_step_on(monkeypatch):
             assert (batch.rewards == (1.75 if long else 1)).all()
             assert (batch.discounts == (0.125 if long else 0.5)).all()
             assert (batch.next_observations - batch.observations == (3 if long else 1)).all()
+
+
+def test_kinds_of_shifts_move_by_whole_cells_and_a_share_of_the_transitions(monkeypatch):
+    """Shifts of other sizes, one way only, of too many transitions, of s and s' by the same, or of one of a pair."""
+    monkeypatch.setattr(sdsac_atari, "ReplayBuffer", sdsac_atari.ReplayBuffer)  # which it patches
+    shift_kinds.patch(sdsac_atari, pixels=4, share=0.25)
+    buffer = sdsac_atari.ReplayBuffer(10, 1, (4, 84, 84), n_step=1, gamma=0.5, random_shift=9)
+    no, one = np.zeros(1, bool), np.ones(1)
+    for _ in range(3):
+        buffer.add(np.zeros((1, 4, 84, 84), np.uint8), one, one, no, no, one, no)
+    _, numbers = buffer.pick(4_000)
+    assert (numbers[:4] == torch.tensor([1, 0.5, 1, 1])[:, None]).all()
+    shifts = numbers[4:]
+    moved = (shifts != 0).any(0)
+    assert 0.22 < moved.float().mean() < 0.28
+    sizes, counts = shifts[:, moved].unique(return_counts=True)
+    assert sizes.tolist() == [-8, -4, 0, 4, 8]
+    assert counts.min() > 0.9 * counts.float().mean()
+    assert shifts[:, moved].corrcoef().fill_diagonal_(0).abs().max() < 0.1
 
 
 def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(monkeypatch, tmp_path):
