@@ -122,7 +122,8 @@ def summarize(points: pd.DataFrame, budget: int, width: float, lasts: tuple[int,
     """The CSV's rows of one run. Evaluations stay as they are, all else is means over bins of `width` steps up to the
     `budget`, each named by its right edge, which it includes; the `lasts` last training episodes become a row each.
     """
-    right = np.ceil(points["step"] / width).clip(1, np.ceil(budget / width - 0.01)) * width
+    bins = np.ceil(budget / width - 0.01)  # widths are known to a step or so; what follows the budget joins the last
+    right = np.ceil(points["step"] / width).clip(1, bins) * width
     step = right.round().astype(int).where(points["metric"] != "eval_return", points["step"])
     rows = points.assign(step=step).groupby(["metric", "step"], as_index=False)
     rows = rows.agg(value=("value", "mean"), count=("count", "sum"))
