@@ -4,11 +4,12 @@ python benchmark/generalisation.py runs/BreakoutNoFrameskip-v4__*        a line 
 
 Of each run's last checkpoint: the latest --window transitions of its replay buffer, and as many that its actor plays
 anew, from the beginning of games. From both, --samples are drawn. What is compared is (Q_i(s,a) - y)^2, the mean over
-the twins, where y is the n-step target of the checkpoint's target networks, observations as they are. With 16 draws a
-step, as by default, one of N replayed transitions that is k steps old has been in 16 k / N updates: the longer a run,
-the fewer the latest ones have been in, so compare runs at the same step. The standard errors, after the signs of plus
-and minus, are those of the samples; that few games make up either window is not in them. Runs may be under way, if they
-write no checkpoint just then; those of study scripts that change the networks cannot be loaded.
+the twins, where y is the n-step target of the checkpoint's target networks, observations as they are. At D draws a
+step, that is --batch-size / --update-frequency, one of N replayed transitions that is k steps old has been drawn some D
+k / N times: the longer a run, the fewer the latest ones have been, so compare runs at the same step. The standard
+errors, after the signs of plus and minus, are those of the samples; that few games make up either window is not in
+them. Runs may be under way, if they write no checkpoint just then; those of study scripts that change the networks
+cannot be loaded.
 """
 
 import csv

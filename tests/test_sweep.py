@@ -262,7 +262,7 @@ def test_two_launchers_run_every_cell_once(sweep, tmp_path):
         ("tuning", 180),
         ("atari_study", 30),
         ("atari_n_step", 27),
-        ("atari_over_estimation", 48),
+        ("atari_over_estimation", 54),
         ("atari", 18),
         ("atari57", 285),
     ],
