@@ -142,25 +142,35 @@ def tidy(runs: dict[Cell, Path], earlier: dict[Cell, pd.DataFrame], bins: int) -
     logs = {cell: read_run(run) for cell, run in runs.items()}
     logs = {cell: log for cell, log in logs.items() if "episodic_return" in log[0]["metric"].values}
     earlier = {cell: rows for cell, rows in earlier.items() if cell not in logs}
-    budgets, edges = defaultdict(int), defaultdict(set)
+    budgets, edges, gaps = defaultdict(int), defaultdict(set), defaultdict(lambda: np.inf)
     for (env_id, *_), (_, last) in logs.items():
         budgets[env_id] = max(to_budget(last), budgets[env_id])
     for (env_id, *_), rows in earlier.items():
-        edges[env_id] |= set(rows.loc[~rows["metric"].isin(MEASURES), "step"])
+        steps = {0, *rows.loc[~rows["metric"].isin(MEASURES), "step"]}
+        edges[env_id] |= steps
+        gaps[env_id] = min([gaps[env_id], *np.diff(sorted(steps))])
     widths = {env_id: budget / bins for env_id, budget in budgets.items()}
+    names = {}
     for env_id, steps in edges.items():
-        steps = np.array(sorted(steps | {0}))
-        numbers = (steps / np.diff(steps).min()).round()
-        widths[env_id] = steps[-1] / numbers[-1]
-        if np.abs(steps - numbers * widths[env_id]).max() > 1:  # they are rounded
+        steps, width = np.array(sorted(steps)), gaps[env_id]
+        for step in steps[1:]:
+            width = step / max(1, round(step / width))  # steps are rounded: the larger one is, the more precise
+        numbers = (steps / width).round()
+        if np.abs(steps - numbers * width).max() > 2:  # as cells round in their own ways
             sys.exit(f"the CSVs' rows of {env_id} have bins of different widths")
+        widths[env_id], names[env_id] = width, dict(zip(numbers, steps, strict=True))
     parts = [
         summarize(points, budgets[env_id], widths[env_id], (20, 100) if atari_scores(env_id) else (20,)).assign(
             env_id=env_id, variant=variant, seed=seed
         )
         for (env_id, variant, seed), (points, _) in logs.items()
     ]
-    return pd.concat([*earlier.values(), *parts])[COLUMNS].sort_values(COLUMNS[:5])
+    data = pd.concat([*earlier.values(), *parts], ignore_index=True)[COLUMNS]
+    for env_id, edge in names.items():
+        own = (data["env_id"] == env_id) & ~data["metric"].isin(MEASURES)
+        steps = data.loc[own, "step"]
+        data.loc[own, "step"] = (steps / widths[env_id]).round().map(edge).fillna(steps).astype(int)
+    return data.sort_values(COLUMNS[:5])
 
 
 def select(data: pd.DataFrame, wanted: dict[str, tuple[str, ...]]) -> pd.DataFrame:

@@ -206,6 +206,22 @@ def test_runs_join_those_of_a_csv(tmp_path, monkeypatch):
         plot.main(plot.Args("all", variants=("a", "e")))
 
 
+def test_edges_of_bins_that_were_rounded_differently():
+    """Rows whose edges are a step apart belong to the same bin, and get the same edge."""
+    edges = {1: [round(k * 203_000 / 13) for k in range(1, 17)], 2: [round(k * 218_615 / 14) for k in range(3, 17)]}
+    assert set(edges[1]) < set(edges[1] + edges[2])  # 62,462 and 62,461, for one
+    earlier = {}
+    for seed, steps in edges.items():
+        rows = [("CartPole-v1", "a", seed, "episodic_return", step, seed, 1) for step in steps]
+        rows.append(("CartPole-v1", "a", seed, "last_20_episodes", 62_461, seed, 20))
+        earlier["CartPole-v1", "a", seed] = pd.DataFrame(rows, columns=plot.COLUMNS)
+    data = plot.tidy({}, earlier, bins=5)
+    assert set(data.loc[data["metric"] == "last_20_episodes", "step"]) == {62_461}  # an episode's own, not an edge
+    returns = data[data["metric"] == "episodic_return"].groupby("step")["seed"].apply(list)
+    assert returns.tolist() == [[1]] * 2 + [[1, 2]] * 14
+    assert np.abs(returns.index - np.array(edges[1])).max() <= 1
+
+
 def test_run_directories_partial_runs_and_nothing_to_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
     unfinished = write_run(tmp_path, "CartPole-v1", "ours", 3, [1] * 5, finished=False)
