@@ -382,16 +382,17 @@ def draw_curves(
     series: pd.DataFrame, styles: dict, ylabel: str, path: Path, levels: dict[str, float], level: str, points: str
 ) -> None:
     """A panel per environment, a line per variant over the steps that every seed has a value at, with the interval over
-    seeds; `levels` are drawn as dashed lines, called `level`; `points` says what lies between two steps. A single
-    variant's seeds are drawn too, thin.
+    seeds; `levels` are drawn as dashed lines, called `level`; `points` says what lies between two steps. The seeds of a
+    single variant, or of one that has two or three, are drawn too, thin, as far as each goes.
     """
     environments = series["env_id"].unique()
     columns = min(3, math.ceil(len(environments) ** 0.5))
     rows = math.ceil(len(environments) / columns)
     size = (7, 4.6) if len(environments) == 1 else (4.6 * columns, 3.4 * rows + 1)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    if series.groupby(["env_id", "variant"])["seed"].nunique().max() > 1:
-        thin = "thin: single seeds; " if len(styles) == 1 else ""
+    seeds = series.groupby(["env_id", "variant"])["seed"].nunique()
+    if seeds.max() > 1:
+        thin = "thin: single seeds; " if len(styles) == 1 or seeds.isin([2, 3]).any() else ""
         figure.suptitle(f"mean over seeds; {thin}shaded: 95% bootstrap interval of the mean", fontsize="medium")
     for axis in axes.flat[len(environments) :]:
         axis.remove()
@@ -400,8 +401,9 @@ def draw_curves(
         drawn = {0}
         for i, (variant, style) in enumerate(styles.items()):
             values = own[own["variant"] == variant].pivot(index="seed", columns="step", values="value")
-            if len(styles) == 1 and len(values) > 1:
-                axis.plot(values.columns, values.T, color=style["color"], linewidth=0.7, alpha=0.35)
+            if len(values) in (2, 3) or len(styles) == 1 < len(values):
+                for _, one in values.iterrows():
+                    axis.plot(one.dropna(), color=style["color"], linewidth=0.8, alpha=0.5)
             full = values.dropna(axis=1)
             if full.shape != values.shape:
                 share = f"{full.shape[1]} of {values.shape[1]} points"
