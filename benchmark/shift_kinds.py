@@ -1,4 +1,5 @@
-"""sdsac_atari.py with other random shifts than DrQ's, of a part of the batch or by whole steps of several pixels.
+"""sdsac_atari.py with other random shifts than DrQ's: of a part of the batch, by whole steps of several pixels, or the
+same for both observations of a transition.
 
     python benchmark/shift_kinds.py --random-shift 4 --pixels 4 --env-id PongNoFrameskip-v4
     python benchmark/shift_kinds.py --random-shift 4 --share 0.5 --env-id PongNoFrameskip-v4
@@ -26,11 +27,13 @@ class Args(script.Args):
     """shifts are by multiples of so many pixels, up to --random-shift"""
     share: float = 1.0
     """probability that a transition's two observations are shifted"""
+    alike: bool = False
+    """if toggled, both are shifted by the same"""
 
 
-def patch(script, pixels: int, share: float) -> None:
+def patch(script, pixels: int, share: float, alike: bool) -> None:
     """Patches the module `script`: a transition's observations are moved with probability `share`, by multiples of
-    `pixels`, down, right, and, drawn anew, the next ones."""
+    `pixels`, down, right, and, drawn anew or `alike`, the next ones."""
 
     class ReplayBuffer(script.ReplayBuffer):
         def pick(self, batch_size):
@@ -38,6 +41,8 @@ def patch(script, pixels: int, share: float) -> None:
             most = self.random_shift // pixels
             shifts = self.rng.integers(-most, most, (4, batch_size), endpoint=True) * pixels
             shifts *= self.rng.random(batch_size) < share
+            if alike:
+                shifts[2:] = shifts[:2]
             numbers[4:] = torch.from_numpy(shifts.astype(np.float32))
             return frames, numbers
 
@@ -51,5 +56,5 @@ if __name__ == "__main__":
         script.refuse(f"--pixels {args.pixels}: must be from 1 to --random-shift {args.random_shift}")
     if not 0 < args.share <= 1:
         script.refuse(f"--share {args.share:g}: must be above 0 and at most 1")
-    patch(script, args.pixels, args.share)
+    patch(script, args.pixels, args.share, args.alike)
     script.main()

@@ -14,7 +14,15 @@ from torch import nn
 
 import sdsac_atari
 import sdsac_classic
-from benchmark import adam_epsilon, decoupled_entropy, generalisation, hidden_heads, shift_kinds, switched_n
+from benchmark import (
+    adam_epsilon,
+    decoupled_entropy,
+    generalisation,
+    hidden_heads,
+    shift_kinds,
+    shifted_critics,
+    switched_n,
+)
 
 torch.set_num_threads(1)
 
@@ -189,7 +197,7 @@ def test_switched_n_shortens_the_chains_from_its_step_on(monkeypatch):
 def test_kinds_of_shifts_move_by_whole_cells_and_a_share_of_the_transitions(monkeypatch):
     """Shifts of other sizes, one way only, of too many transitions, of s and s' by the same, or of one of a pair."""
     monkeypatch.setattr(sdsac_atari, "ReplayBuffer", sdsac_atari.ReplayBuffer)  # which it patches
-    shift_kinds.patch(sdsac_atari, pixels=4, share=0.25)
+    shift_kinds.patch(sdsac_atari, pixels=4, share=0.25, alike=False)
     buffer = sdsac_atari.ReplayBuffer(10, 1, (4, 84, 84), n_step=1, gamma=0.5, random_shift=9)
     no, one = np.zeros(1, bool), np.ones(1)
     for _ in range(3):
@@ -203,6 +211,53 @@ def test_kinds_of_shifts_move_by_whole_cells_and_a_share_of_the_transitions(monk
     assert sizes.tolist() == [-8, -4, 0, 4, 8]
     assert counts.min() > 0.9 * counts.float().mean()
     assert shifts[:, moved].corrcoef().fill_diagonal_(0).abs().max() < 0.1
+
+
+def test_alike_shifts_move_both_observations_by_the_same(monkeypatch):
+    monkeypatch.setattr(sdsac_atari, "ReplayBuffer", sdsac_atari.ReplayBuffer)
+    shift_kinds.patch(sdsac_atari, pixels=1, share=1.0, alike=True)
+    buffer = sdsac_atari.ReplayBuffer(10, 1, (4, 84, 84), n_step=1, gamma=0.5, random_shift=2)
+    no, one = np.zeros(1, bool), np.ones(1)
+    for _ in range(3):
+        buffer.add(np.zeros((1, 4, 84, 84), np.uint8), one, one, no, no, one, no)
+    shifts = buffer.pick(1_000)[1][4:]
+    assert (shifts[:2] == shifts[2:]).all()
+    assert [own.unique().tolist() for own in shifts[:2]] == [[-2, -1, 0, 1, 2]] * 2
+
+
+def test_shifted_critics_leave_the_target_and_the_actor_with_what_is_stored(monkeypatch):
+    """A target at moved observations, critics or an actor at the wrong half of the batch, metrics of the other half."""
+    for name in ("ReplayBuffer", "gradients", "BF16"):
+        monkeypatch.setattr(sdsac_atari, name, getattr(sdsac_atari, name))
+    monkeypatch.setitem(sdsac_atari.BF16, "cpu", False)
+    as_it_is = sdsac_atari.gradients
+    shifted_critics.shift_critics(sdsac_atari)
+    args, rng = sdsac_atari.Args(beta=0.1, cuda=False), np.random.default_rng(0)
+    buffer = sdsac_atari.ReplayBuffer(40, 1, (4, 84, 84), n_step=1, gamma=0.5, random_shift=4)
+    no, one = np.zeros(1, bool), np.ones(1)
+    for _ in range(20):
+        buffer.add(
+            rng.integers(256, size=(1, 4, 84, 84)).astype(np.uint8), one, rng.random(1), no, no, rng.random(1), no
+        )
+    frames, numbers = buffer.pick(8)
+    stored, following = frames if frames.dtype == torch.uint8 else buffer.gather(frames)
+    moved = sdsac_atari.shifted(stored, *numbers[4:6].long())
+    batch = buffer.batch(frames, numbers)
+    assert torch.equal(batch.observations, torch.cat([moved, stored]))
+    assert torch.equal(batch.next_observations, following)
+    assert not torch.equal(moved, stored)
+
+    agent = sdsac_atari.make_agent(args, (4, 84, 84), 4, "cpu")
+    critics, actor, _, metrics = sdsac_atari.gradients(agent, batch, args)
+    at_moved = as_it_is(agent, batch._replace(observations=moved), args)
+    at_stored = as_it_is(agent, batch._replace(observations=stored), args)
+    torch.testing.assert_close(critics, at_moved[0])
+    torch.testing.assert_close(actor, at_stored[1])
+    for name, value in metrics.items():
+        of_actor = name in ("losses/actor_loss", "losses/entropy_penalty", "losses/actor_grad_norm", "policy/entropy")
+        torch.testing.assert_close(value, (at_stored if of_actor else at_moved)[3][name])
+    assert metrics["losses/qf_loss"] != at_stored[3]["losses/qf_loss"]
+    assert metrics["policy/entropy"] != at_moved[3]["policy/entropy"]
 
 
 def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(monkeypatch, tmp_path):
