@@ -15,7 +15,8 @@
 
     python sdsac_atari.py                                    BreakoutNoFrameskip-v4, on CUDA where there is one
     python sdsac_atari.py --env-id ALE/Pong-v5 --seed 2      any game of the ALE (here with sticky actions)
-    python sdsac_atari.py --no-double-average --no-q-clip --no-entropy-penalty --n-step 1      vanilla discrete SAC
+    python sdsac_atari.py --no-double-average --no-q-clip --no-entropy-penalty --n-step 1 --random-shift 0
+                                                             vanilla discrete SAC
     tensorboard --logdir runs                                the curves
 
 SD-SAC changes three things in discrete SAC. The mean of the two critics replaces their minimum, which under-estimates;
@@ -121,9 +122,9 @@ class Args:
     """the discount factor"""
     n_step: int = 3
     """steps of reward before the bootstrap; entropy enters only there, so a larger n also makes it count for less"""
-    random_shift: int = 0
+    random_shift: int = 2
     """largest shift of a sampled observation in pixels, up or down and left or right, drawn anew each time (DrQ); 0 for
-    none"""
+    none, as in the paper"""
     tau: float = 0.005
     """the share of the critics that flows into their targets at each target update"""
     target_network_frequency: int = 1

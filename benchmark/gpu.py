@@ -4,8 +4,8 @@ time goes.
 python benchmark/gpu.py          a table and benchmark/results/speed/gpu.csv, 80 seconds a round on an H100
 
 Each measurement is the script's own training loop on Breakout with clocks around its parts: batch 64, an update per 4
-steps; in the last row the schedule of Zhou et al. 2024, 10 environments and an update per 10 steps. Medians over
---rounds, written after each. What no clock covers (diagnostics, logging) is the rest of the wall time.
+steps, no random shifts; in the last row the schedule of Zhou et al. 2024, 10 environments and an update per 10 steps.
+Medians over --rounds, written after each. What no clock covers (diagnostics, logging) is the rest of the wall time.
 """
 
 import csv
@@ -137,6 +137,7 @@ def measure(setting: Setting) -> dict:
                     update_frequency=setting.update_frequency,
                     buffer_size=100_000,
                     learning_starts=2_000,
+                    random_shift=0,
                     compile=setting.compile,
                 )
             )

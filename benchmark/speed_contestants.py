@@ -58,7 +58,8 @@ def this_project() -> None:
     else:
         import sdsac_atari as script
 
-        args = script.Args(learning_starts=STARTS, buffer_size=100_000, cuda=False, compile=compile)
+        flags = {"random_shift": 0, "learning_starts": STARTS, "buffer_size": 100_000}  # no peer shifts observations
+        args = script.Args(**flags, cuda=False, compile=compile)
     script.torch.set_num_threads(THREADS)
     script.torch.set_num_threads = lambda threads: None  # the classic script would set one
     script.update = Clock(args.update_frequency).wrap(script.update)
