@@ -383,16 +383,17 @@ def draw_curves(
 ) -> None:
     """A panel per environment, a line per variant over the steps that every seed has a value at, with the interval over
     seeds; `levels` are drawn as dashed lines, called `level`; `points` says what lies between two steps. The seeds of a
-    single variant, or of one that has two or three, are drawn too, thin, as far as each goes.
+    single variant, or of one whose mean ends long before its longest run, are drawn too, thin.
     """
     environments = series["env_id"].unique()
     columns = min(3, math.ceil(len(environments) ** 0.5))
     rows = math.ceil(len(environments) / columns)
     size = (7, 4.6) if len(environments) == 1 else (4.6 * columns, 3.4 * rows + 1)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    seeds = series.groupby(["env_id", "variant"])["seed"].nunique()
-    if seeds.max() > 1:
-        thin = "thin: single seeds; " if len(styles) == 1 or seeds.isin([2, 3]).any() else ""
+    if series.groupby(["env_id", "variant"])["seed"].nunique().max() > 1:
+        ends = series.groupby(["env_id", "variant", "seed"])["step"].max().groupby(["env_id", "variant"])
+        uneven = ends.min() < 0.9 * ends.max()
+        thin = "thin: single seeds; " if len(styles) == 1 or uneven.any() else ""
         figure.suptitle(f"mean over seeds; {thin}shaded: 95% bootstrap interval of the mean", fontsize="medium")
     for axis in axes.flat[len(environments) :]:
         axis.remove()
@@ -401,7 +402,7 @@ def draw_curves(
         drawn = {0}
         for i, (variant, style) in enumerate(styles.items()):
             values = own[own["variant"] == variant].pivot(index="seed", columns="step", values="value")
-            if len(values) in (2, 3) or len(styles) == 1 < len(values):
+            if len(values) > 1 and (len(styles) == 1 or uneven[env_id, variant]):
                 for _, one in values.iterrows():
                     axis.plot(one.dropna(), color=style["color"], linewidth=0.8, alpha=0.5)
             full = values.dropna(axis=1)

@@ -256,6 +256,9 @@ def test_a_seed_that_lacks_a_bin_takes_it_from_the_mean_and_a_single_seed_has_no
     assert (lines["a"], lines["b"]) == ([[10, 2]], [[10, 5]])
     thin = [line.get_xydata().tolist() for line in axis.lines if line.get_label().startswith("_")]
     assert thin == [[[10, 1], [20, 2]], [[10, 3]]]  # the seeds of a, as far as each goes
+    equally_long = series[series["step"] == 10]
+    plot.draw_curves(equally_long, styles, "return", path, {}, "threshold", "means over bins of")
+    assert [line.get_label() for line in drawn[1].axes[0].lines] == ["a", "b"]
     assert [y for _, y in lines["threshold"]] == [4, 4]
     assert len(axis.collections) == 1  # the interval of a
     assert axis.get_title() == "E-v0, 2 seeds (1, 2; b: 1)"
