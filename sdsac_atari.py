@@ -22,7 +22,8 @@
 SD-SAC changes three things in discrete SAC. The mean of the two critics replaces their minimum, which under-estimates;
 Q-clip holds each critic near its target network; and a penalty holds the policy's entropy near what it was when the
 data were collected. To see how, read `gradients` and `update`, then `ReplayBuffer.pick` and the loop of `train`: the
-rest is environments, speed, checkpoints and messages.
+rest is environments, speed, checkpoints and messages. One thing is no part of SD-SAC: sampled observations are shifted
+at random by a pixel or two, as in DrQ (Kostrikov et al. 2020, arXiv:2004.13649); `--random-shift 0` leaves it out.
 
 Sources: Zhou et al. 2024, "Revisiting Discrete Soft Actor-Critic" (TMLR, arXiv:2209.10081): the algorithm;
 Christodoulou 2019 (arXiv:1910.07207): SAC for discrete actions; Haarnoja et al. 2018 (arXiv:1812.05905): the tuned
