@@ -227,7 +227,7 @@ def test_alike_shifts_move_both_observations_by_the_same(monkeypatch):
 
 def test_shifted_critics_leave_the_target_and_the_actor_with_what_is_stored(monkeypatch):
     """A target at moved observations, critics or an actor at the wrong half of the batch, metrics of the other half."""
-    for name in ("ReplayBuffer", "gradients", "BF16"):
+    for name in ("ReplayBuffer", "gradients"):
         monkeypatch.setattr(sdsac_atari, name, getattr(sdsac_atari, name))
     monkeypatch.setitem(sdsac_atari.BF16, "cpu", False)
     as_it_is = sdsac_atari.gradients
@@ -240,7 +240,7 @@ def test_shifted_critics_leave_the_target_and_the_actor_with_what_is_stored(monk
             rng.integers(256, size=(1, 4, 84, 84)).astype(np.uint8), one, rng.random(1), no, no, rng.random(1), no
         )
     frames, numbers = buffer.pick(8)
-    stored, following = frames if frames.dtype == torch.uint8 else buffer.gather(frames)
+    stored, following = frames
     moved = sdsac_atari.shifted(stored, *numbers[4:6].long())
     batch = buffer.batch(frames, numbers)
     assert torch.equal(batch.observations, torch.cat([moved, stored]))
