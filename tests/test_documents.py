@@ -17,7 +17,8 @@ import sdsac_classic
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BENCHMARKS = (ROOT / "benchmark" / "README.md").read_text()
+BENCHMARKS = "".join((ROOT / "benchmark" / name).read_text() for name in ("README.md", "STUDIES.md"))
+DOCUMENTS = ("README.md", "benchmark/README.md", "benchmark/STUDIES.md")
 SCRIPTS = {"sdsac_atari": sdsac_atari, "sdsac_classic": sdsac_classic}
 
 
@@ -48,7 +49,7 @@ def test_commands_of_the_readme_have_flags_that_exist():
 
 
 def commands_of(script):
-    """The arguments of the script's commands in the code blocks of both READMEs, as far as a shell would split them."""
+    """The arguments of the script's commands in code blocks of the documents, as far as a shell would split them."""
     blocks = "".join(re.findall(r"```sh\n(.*?)```", README + BENCHMARKS, re.S)).replace("\\\n", " ")
     return [
         shlex.split(line, comments=True)
@@ -58,7 +59,7 @@ def commands_of(script):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_scripts_take_the_commands_of_both_readmes(name):
+def test_scripts_take_the_commands_of_the_documents(name):
     commands = commands_of(name)
     assert len(commands) > 4
     for arguments in commands:
@@ -66,7 +67,7 @@ def test_scripts_take_the_commands_of_both_readmes(name):
             SCRIPTS[name].check_args(SCRIPTS[name].read_args(arguments))
 
 
-def test_sweeps_have_what_the_commands_of_both_readmes_ask_for(monkeypatch):
+def test_sweeps_have_what_the_commands_of_the_documents_ask_for(monkeypatch):
     monkeypatch.chdir(ROOT)
     commands = commands_of("benchmark/run")
     assert len(commands) > 8
@@ -74,7 +75,7 @@ def test_sweeps_have_what_the_commands_of_both_readmes_ask_for(monkeypatch):
         assert run.read_sweep(tyro.cli(run.Args, args=arguments))
 
 
-def test_committed_data_has_the_variants_that_the_commands_of_both_readmes_draw():
+def test_committed_data_has_the_variants_that_the_commands_of_the_documents_draw():
     commands = commands_of("benchmark/plot")
     assert len(commands) > 12
     for arguments in commands:
@@ -82,6 +83,23 @@ def test_committed_data_has_the_variants_that_the_commands_of_both_readmes_draw(
         if args.name != "mine":
             data = pd.read_csv(plot.RESULTS / f"{args.name}.csv")
             plot.select(data, {"env_id": args.environments, "variant": args.variants})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_to_files_and_headings(document):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", (ROOT / document).read_text())
+    assert len(links) > 4
+    for file, anchor in links:
+        path = (ROOT / document).parent / file if file else ROOT / document
+        assert path.exists(), file
+        if anchor:
+            assert anchor in anchors(path.read_text()), (file, anchor)
+
+
+def anchors(text):
+    """GitHub's for the headings of a document: lower case, spaces as hyphens, no other signs."""
+    headings = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_flags_that_the_readme_mentions_exist_in_both_scripts():
