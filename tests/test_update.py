@@ -16,6 +16,8 @@ import sdsac_atari
 import sdsac_classic
 from benchmark import (
     adam_epsilon,
+    centred_filters,
+    dead_units,
     decoupled_entropy,
     generalisation,
     hidden_heads,
@@ -303,6 +305,43 @@ def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(mo
     assert (row["run"], row["step"]) == (run_dir.name, "400")
     errors = torch.stack([errors for errors, *_ in own]).view(2, 2) @ torch.tensor([0.64, 0.36])
     assert [float(row["replayed"]), float(row["new"])] == pytest.approx(errors.tolist(), abs=1e-5)
+
+
+def test_centred_filters_sum_to_zero_and_are_the_weights_otherwise(monkeypatch):
+    """A filter that keeps a part of its sum, a sum taken over other weights than its own, a background that shows."""
+    monkeypatch.setitem(sdsac_atari.BF16, "cpu", False)
+    torch.manual_seed(1)
+    layer = centred_filters.BlockConv2d(4, 32, 8, stride=4)
+    frames = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8)
+    filters = np.stack([weight - weight.mean() for weight in layer.weight.detach().numpy()])
+    expected = F.conv2d(frames / 255, torch.from_numpy(filters), layer.bias, stride=4)
+    torch.testing.assert_close(layer(sdsac_atari.Encoder.scale(frames)), expected, rtol=0, atol=1e-5)
+    grey = torch.full((1, 4, 84, 84), 87, dtype=torch.uint8)
+    at_bias = layer.bias[:, None, None].expand(1, 32, 20, 20)
+    torch.testing.assert_close(layer(sdsac_atari.Encoder.scale(grey)), at_bias, rtol=0, atol=1e-5)
+
+
+def test_dead_units_are_above_zero_in_no_state_and_nowhere_on_the_screen(monkeypatch):
+    """A unit that is counted though one state or one place moves it, one that is not counted, another layer's."""
+    monkeypatch.setitem(sdsac_atari.BF16, "cpu", False)
+    torch.manual_seed(1)
+    encoder = sdsac_atari.Encoder((4, 84, 84))
+    frames = torch.zeros(16, 4, 84, 84, dtype=torch.uint8)
+    frames[:, :, 40:60, 40:60] = torch.randint(256, (16, 4, 20, 20), dtype=torch.uint8)
+    numbers = dead_units.dead_units(encoder, frames)
+    with torch.no_grad():
+        first, linear = encoder.layers[0], encoder.layers[-2]
+        before = encoder.layers[:-1](encoder.scale(frames))  # (16, 512)
+        alive = torch.nonzero(before.amax(0) > 0).flatten()[:2]
+        highest, second = before[:, alive].sort(0, descending=True).values[:2]
+        linear.bias[alive[0]] -= (highest + second)[0] / 2  # moved by one state yet
+        linear.bias[alive[1]] -= highest[1] + 1e-4
+        assert dead_units.dead_units(encoder, frames) == [*numbers[:3], numbers[3] + 1]
+        at = first(encoder.scale(frames))  # (16, 32, 20, 20)
+        highest, second = at[:, 0].flatten().sort(descending=True).values[:2]
+        first.bias[0] -= (highest + second) / 2  # moved at one place yet
+        first.bias[1] -= at[:, 1].max() + 1e-4
+        assert dead_units.dead_units(encoder, frames)[0] == numbers[0] + 1
 
 
 @pytest.mark.parametrize(("heads_on", "features"), [("convolutions", 3136), ("features", 512)])
