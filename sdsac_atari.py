@@ -22,8 +22,9 @@
 SD-SAC changes three things in discrete SAC. The mean of the two critics replaces their minimum, which under-estimates;
 Q-clip holds each critic near its target network; and a penalty holds the policy's entropy near what it was when the
 data were collected. To see how, read `gradients` and `update`, then `ReplayBuffer.pick` and the loop of `train`: the
-rest is environments, speed, checkpoints and messages. One thing is no part of SD-SAC: sampled observations are shifted
-at random by a pixel or two, as in DrQ (Kostrikov et al. 2020, arXiv:2004.13649); `--random-shift 0` leaves it out.
+rest is environments, speed, checkpoints and messages. Two things are no part of SD-SAC: sampled observations are moved
+at random by a pixel or two, as in DrQ (Kostrikov et al. 2020, arXiv:2004.13649; `--random-shift 0` leaves it out), and
+the filters of the first layer sum to zero (`BlockConv2d`).
 
 Sources: Zhou et al. 2024, "Revisiting Discrete Soft Actor-Critic" (TMLR, arXiv:2209.10081): the algorithm;
 Christodoulou 2019 (arXiv:1910.07207): SAC for discrete actions; Haarnoja et al. 2018 (arXiv:1812.05905): the tuned
@@ -262,10 +263,14 @@ def check_env_id(args: Args) -> None:
 class BlockConv2d(nn.Conv2d):
     """An 8 x 8 convolution of stride 4 on frames that are cut into blocks of 4 x 4 pixels, a channel per pixel of the
     block: (B, 64, 21, 21) -> (B, 32, 20, 20). There it is a 2 x 2 convolution of stride 1: the same sums, faster.
+
+    Its filters are the weights less their mean: they sum to zero, and a plain background drives none. Where one does, a
+    step can push a filter below zero nearly everywhere, and it learns no more; so most of Pong's died.
     """
 
     def forward(self, blocks: Tensor) -> Tensor:
-        weight = self.weight.unflatten(3, (2, 4)).unflatten(2, (2, 4))  # (32, 4, 2, 4, 2, 4)
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight.unflatten(3, (2, 4)).unflatten(2, (2, 4))  # (32, 4, 2, 4, 2, 4)
         weight = weight.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # (32, 64, 2, 2)
         return F.conv2d(blocks, weight, self.bias)
 

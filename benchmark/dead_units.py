@@ -4,7 +4,7 @@ python benchmark/dead_units.py runs/PongNoFrameskip-v4__*        a line per run 
 
 Of each run's last checkpoint, --samples states of the latest --window transitions of its replay buffer, as they are
 stored. A filter of a convolution is dead if it is nowhere above zero in any of them. Runs may be under way, if they
-write no checkpoint just then; of study scripts that change the networks only centred_filters.py is known.
+write no checkpoint just then; of study scripts that change the networks only plain_filters.py is known.
 """
 
 import csv
@@ -12,8 +12,8 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import centred_filters
 import numpy as np
+import plain_filters
 import torch
 import tyro
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ LAYERS = ("convolution 1", "convolution 2", "convolution 3", "features")
 class Args:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """directories of runs, each with a checkpoint"""
+    plain: tuple[str, ...] = ("plain_filters",)
+    """names of the runs of plain_filters.py among them, as in their directories: {env_id}__{name}__{seed}__{time}"""
     window: int = 20_000
     """transitions, the latest ones of the replay buffer"""
     samples: int = 512
@@ -54,8 +56,8 @@ def measure(run_dir: Path, args: Args) -> dict:
     known = {field.name for field in fields(script.Args)}  # a study's own flags are not
     trained = script.Args(**{name: value for name, value in saved["args"].items() if name in known})
     agent = script.make_agent(trained, saved["observation_shape"], saved["num_actions"], "cpu")
-    if trained.exp_name.startswith("centred"):
-        agent.encoder.layers[0].__class__ = centred_filters.BlockConv2d
+    if run_dir.name.split("__")[1] in args.plain:
+        agent.encoder.layers[0].__class__ = plain_filters.BlockConv2d
     shape = (args.window, trained.num_envs, saved["observation_shape"], trained.n_step, trained.gamma)
     buffer = script.ReplayBuffer(*shape)
     loop = script.load_checkpoint(run_dir, agent, buffer, torch.device("cpu"))  # of the replay what fits: the latest

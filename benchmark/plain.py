@@ -32,12 +32,20 @@ class PlainAgent:
         self.a_optimizer = torch.optim.Adam([self.log_alpha], args.q_lr, foreach=False)
 
 
+class CentredConv2d(torch.nn.Conv2d):
+    """torch's convolution on whole frames, with filters that sum to zero."""
+
+    def forward(self, frames):
+        filters = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(frames, filters, self.bias, self.stride)
+
+
 def make_plain(encoder) -> None:
-    """Gives an encoder, if it has convolutions, torch's on whole frames. The linear layer still takes features in the
+    """Gives an encoder, if it has convolutions, some on whole frames. The linear layer still takes features in the
     script's order, for the weights are the script's.
     """
     if hasattr(encoder, "layers"):
-        encoder.layers[0].__class__ = torch.nn.Conv2d
+        encoder.layers[0].__class__ = CentredConv2d
         encoder.scale = lambda observations: observations.float() / 255
 
 

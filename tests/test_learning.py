@@ -19,7 +19,8 @@ def test_cartpole_reaches_its_threshold(tmp_path, monkeypatch):
 
 
 def test_the_encoder_outlives_the_beginning_of_pong(tmp_path, monkeypatch):
-    """From PyTorch's own weights the features hardly differ between states, by 0.0018, and soon not at all."""
+    """With first filters that do not sum to zero the features differ by 0.009 between states, and 7 to 10 of the 32
+    are dead; from PyTorch's own weights by 0.0018, and soon not at all."""
     monkeypatch.chdir(tmp_path)
     flags = {"env_id": "PongNoFrameskip-v4", "learning_starts": 2_000, "total_timesteps": 2_400, "buffer_size": 5_000}
     run_dir = sdsac_atari.train(sdsac_atari.Args(seed=22, cuda=False, compile=False, **flags))
@@ -29,4 +30,4 @@ def test_the_encoder_outlives_the_beginning_of_pong(tmp_path, monkeypatch):
     states = [envs.step(rng.integers(6, size=8))[0] for _ in range(200)][::20]
     with torch.no_grad():
         features = agent.encoder(torch.from_numpy(np.concatenate(states)))
-    assert features.std(0).mean() > 4e-3
+    assert features.std(0).mean() > 0.013

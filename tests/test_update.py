@@ -16,11 +16,11 @@ import sdsac_atari
 import sdsac_classic
 from benchmark import (
     adam_epsilon,
-    centred_filters,
     dead_units,
     decoupled_entropy,
     generalisation,
     hidden_heads,
+    plain_filters,
     shift_kinds,
     shifted_critics,
     switched_n,
@@ -307,11 +307,11 @@ def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(mo
     assert [float(row["replayed"]), float(row["new"])] == pytest.approx(errors.tolist(), abs=1e-5)
 
 
-def test_centred_filters_sum_to_zero_and_are_the_weights_otherwise(monkeypatch):
+def test_first_filters_sum_to_zero_and_are_the_weights_otherwise(monkeypatch):
     """A filter that keeps a part of its sum, a sum taken over other weights than its own, a background that shows."""
     monkeypatch.setitem(sdsac_atari.BF16, "cpu", False)
     torch.manual_seed(1)
-    layer = centred_filters.BlockConv2d(4, 32, 8, stride=4)
+    layer = sdsac_atari.BlockConv2d(4, 32, 8, stride=4)
     frames = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8)
     filters = np.stack([weight - weight.mean() for weight in layer.weight.detach().numpy()])
     expected = F.conv2d(frames / 255, torch.from_numpy(filters), layer.bias, stride=4)
@@ -319,6 +319,16 @@ def test_centred_filters_sum_to_zero_and_are_the_weights_otherwise(monkeypatch):
     grey = torch.full((1, 4, 84, 84), 87, dtype=torch.uint8)
     at_bias = layer.bias[:, None, None].expand(1, 32, 20, 20)
     torch.testing.assert_close(layer(sdsac_atari.Encoder.scale(grey)), at_bias, rtol=0, atol=1e-5)
+
+
+def test_plain_filters_are_the_weights(monkeypatch):
+    """A study's filters that still sum to zero, or are in another order."""
+    monkeypatch.setitem(sdsac_atari.BF16, "cpu", False)
+    torch.manual_seed(1)
+    layer = plain_filters.BlockConv2d(4, 32, 8, stride=4)
+    frames = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8)
+    expected = F.conv2d(frames / 255, layer.weight, layer.bias, stride=4)
+    torch.testing.assert_close(layer(sdsac_atari.Encoder.scale(frames)), expected, rtol=0, atol=1e-5)
 
 
 def test_dead_units_are_above_zero_in_no_state_and_nowhere_on_the_screen(monkeypatch):

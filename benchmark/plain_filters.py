@@ -1,6 +1,6 @@
-"""sdsac_atari.py with first filters that sum to zero: a game's plain background drives none of them. Flags as there.
+"""sdsac_atari.py with plain first filters, whose sums may be anything: a plain background drives them. Flags as there.
 
-python benchmark/centred_filters.py --env-id PongNoFrameskip-v4 --total-timesteps 400000
+python benchmark/plain_filters.py --env-id PongNoFrameskip-v4 --total-timesteps 400000
 """
 
 import sys
@@ -16,14 +16,13 @@ import sdsac_atari as script
 
 @dataclass
 class Args(script.Args):
-    exp_name: str = "centred_filters"
+    exp_name: str = "plain_filters"
     """the name of this experiment"""
 
 
 class BlockConv2d(script.BlockConv2d):
     def forward(self, blocks: Tensor) -> Tensor:
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        weight = weight.unflatten(3, (2, 4)).unflatten(2, (2, 4)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+        weight = self.weight.unflatten(3, (2, 4)).unflatten(2, (2, 4)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
         return F.conv2d(blocks, weight, self.bias)
 
 
