@@ -16,7 +16,7 @@
     python sdsac_atari.py                                    BreakoutNoFrameskip-v4, on CUDA where there is one
     python sdsac_atari.py --env-id ALE/Pong-v5 --seed 2      any game of the ALE (here with sticky actions)
     python sdsac_atari.py --no-double-average --no-q-clip --no-entropy-penalty --n-step 1 --random-shift 0
-                                                             vanilla discrete SAC
+                                                             vanilla discrete SAC, but for the first filters
     tensorboard --logdir runs                                the curves
 
 SD-SAC changes three things in discrete SAC. The mean of the two critics replaces their minimum, which under-estimates;
@@ -264,8 +264,8 @@ class BlockConv2d(nn.Conv2d):
     """An 8 x 8 convolution of stride 4 on frames that are cut into blocks of 4 x 4 pixels, a channel per pixel of the
     block: (B, 64, 21, 21) -> (B, 32, 20, 20). There it is a 2 x 2 convolution of stride 1: the same sums, faster.
 
-    Its filters are the weights less their mean: they sum to zero, and a plain background drives none. Where one does, a
-    step can push a filter below zero nearly everywhere, and it learns no more; so most of Pong's died.
+    Its filters are the weights less their mean: they sum to zero, and a plain background drives none. A step can push a
+    filter that it drives below zero nearly everywhere, where it learns no more: so half of Pong's died.
     """
 
     def forward(self, blocks: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ python benchmark/dead_units.py runs/PongNoFrameskip-v4__*        a line per run 
 
 Of each run's last checkpoint, --samples states of the latest --window transitions of its replay buffer, as they are
 stored. A filter of a convolution is dead if it is nowhere above zero in any of them. Runs may be under way, if they
-write no checkpoint just then; of study scripts that change the networks only plain_filters.py is known.
+write no checkpoint just then; of study scripts that change the networks only plain_filters.py is known, by --plain.
 """
 
 import csv

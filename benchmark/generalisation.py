@@ -9,7 +9,7 @@ step, that is --batch-size / --update-frequency, one of N replayed transitions t
 k / N times: the longer a run, the fewer the latest ones have been, so compare runs at the same step. The standard
 errors, after the signs of plus and minus, are those of the samples; that few games make up either window is not in
 them. Runs may be under way, if they write no checkpoint just then; those of study scripts that change the networks
-cannot be loaded.
+cannot be loaded, or, with plain_filters.py, are taken for the script's and measured wrongly.
 """
 
 import csv

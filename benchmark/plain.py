@@ -41,8 +41,8 @@ class CentredConv2d(torch.nn.Conv2d):
 
 
 def make_plain(encoder) -> None:
-    """Gives an encoder, if it has convolutions, some on whole frames. The linear layer still takes features in the
-    script's order, for the weights are the script's.
+    """Puts the first convolution of an encoder, if it has one, on whole frames. The linear layer still takes features
+    in the script's order, for the weights are the script's.
     """
     if hasattr(encoder, "layers"):
         encoder.layers[0].__class__ = CentredConv2d

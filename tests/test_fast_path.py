@@ -87,7 +87,7 @@ def bfloat16(monkeypatch):
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize(("script", "batch_size"), [(sdsac_classic, 64), (sdsac_classic, 256), (sdsac_atari, 64)])
 def test_one_update_equals_the_plain_one(script, batch_size):
-    args, agent, plain = pair(script, moved_targets=True, tau=0.5)  # with a small one targets move by their rounding
+    args, agent, plain = pair(script, moved_targets=True, tau=0.5)  # a small tau moves by its rounding
     for owner in (agent, plain):  # the default's first step is the gradient's sign, a matter of rounding near 0
         for optimizer in (owner.actor_optimizer, owner.q_optimizer):
             optimizer.param_groups[0]["eps"] = EPSILON

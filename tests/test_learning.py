@@ -19,8 +19,8 @@ def test_cartpole_reaches_its_threshold(tmp_path, monkeypatch):
 
 
 def test_the_encoder_outlives_the_beginning_of_pong(tmp_path, monkeypatch):
-    """With first filters that do not sum to zero the features differ by 0.009 between states, and 7 to 10 of the 32
-    are dead; from PyTorch's own weights by 0.0018, and soon not at all."""
+    """With plain first filters the features differ by 0.009 between states, and 7 to 10 of the 32 are dead; with plain
+    ones and PyTorch's own weights they differed by 0.0018, and soon not at all."""
     monkeypatch.chdir(tmp_path)
     flags = {"env_id": "PongNoFrameskip-v4", "learning_starts": 2_000, "total_timesteps": 2_400, "buffer_size": 5_000}
     run_dir = sdsac_atari.train(sdsac_atari.Args(seed=22, cuda=False, compile=False, **flags))
