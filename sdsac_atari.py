@@ -264,8 +264,8 @@ class BlockConv2d(nn.Conv2d):
     """An 8 x 8 convolution of stride 4 on frames that are cut into blocks of 4 x 4 pixels, a channel per pixel of the
     block: (B, 64, 21, 21) -> (B, 32, 20, 20). There it is a 2 x 2 convolution of stride 1: the same sums, faster.
 
-    Its filters are the weights less their mean: they sum to zero, and a plain background drives none. A step can push a
-    filter that it drives below zero nearly everywhere, where it learns no more: so half of Pong's died.
+    Its filters are the weights less their mean: they sum to zero, and a plain background drives none. Of filters that
+    it does drive, a step can push one below zero nearly everywhere, where it learns no more: half of Pong's died.
     """
 
     def forward(self, blocks: Tensor) -> Tensor:
