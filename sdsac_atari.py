@@ -194,12 +194,13 @@ def check_args(args: Args) -> None:
     require("beta", 0 <= args.beta <= 1e9, "from 0 to 1e9")
     require("max_grad_norm", args.max_grad_norm is None or 0 < args.max_grad_norm <= 1e9, "above 0 and at most 1e9")
     require("seed", 0 <= args.seed < 2**63, "from 0 to 2^63 - 1")
-    first, last = args.num_envs * (args.n_step + 1), args.total_timesteps - 1  # first: a chain is complete
+    # A chain must be complete, and an update due, before the last step of all environments
+    first, last = args.num_envs * (args.n_step + 1), args.total_timesteps - args.num_envs - 1
     require(
         "learning_starts", first <= args.learning_starts <= last, f"from num_envs * (n_step + 1) = {first} to {last}"
     )
-    last = args.total_timesteps - args.learning_starts
-    require("update_frequency", 1 <= args.update_frequency <= last, f"from 1 to {last}, or there is no update")
+    last = args.total_timesteps - args.num_envs - args.learning_starts
+    require("update_frequency", 1 <= args.update_frequency <= last, f"from 1 to {last}, or there may be no update")
     smallest = max(args.batch_size, args.num_envs * (args.n_step + 6))  # leaves valid rows wherever episodes end
     require("buffer_size", args.buffer_size >= smallest, f"at least {smallest}, for this batch, num_envs and n_step")
     if args.track and importlib.util.find_spec("wandb") is None:
@@ -217,8 +218,9 @@ def make_envs(args: Args, num_envs: int, num_threads: int = 0) -> AtariVectorEnv
     """`num_envs` games stepped by ALE in C++ threads: observations (E, 4, 84, 84) uint8, rewards (E,) int32.
 
     A lost life sets `terminated` and the game goes on. After the step that ends a game comes a step that only resets
-    (NEXT_STEP): its action is ignored, and the observation it is taken from is the true last one of the game. ALE's
-    own `episodic_life` would restart the game at each lost life, and its `reward_clipping` would lose the score.
+    (NEXT_STEP): its action is ignored, and the observation it is taken from is the last one of the game (of a truncated
+    game without the very last frame, which ALE leaves out). ALE's own `episodic_life` would restart the game at each
+    lost life, and its `reward_clipping` would lose the score.
     """
     kwargs = gym.spec(args.env_id).kwargs
     return AtariVectorEnv(
@@ -1422,8 +1424,9 @@ def train(args: Args) -> Path:
         )
         tracker = GameTracker(infos)
         print(f"resumed at step {global_step:,}; the games that were under way are lost, and new ones begin")
-        (run_dir / "agent.pt").unlink(missing_ok=True)  # of a finished run that is made longer
-    writer = make_writer(args, run_dir, global_step + 1 if args.resume else None)
+    with disk_trouble(run_dir):
+        writer = make_writer(args, run_dir, global_step + 1 if args.resume else None)
+    (run_dir / "agent.pt").unlink(missing_ok=True)  # of a finished run that is made longer
 
     def checkpoint() -> None:
         check_finite(agent.not_finite.cpu().numpy(), metrics, updates, run_dir)
@@ -1516,7 +1519,8 @@ def train(args: Args) -> Path:
                 log_time, log_step = now, global_step
                 for tag, value in zip(metrics, torch.stack([*metrics.values()]).tolist(), strict=True):
                     writer.add_scalar(tag, value, global_step)
-            bar.update(min(global_step, args.total_timesteps) - bar.n)
+            if not stop.received:  # upon a signal, what reads this may be gone: nothing may come before the checkpoint
+                bar.update(min(global_step, args.total_timesteps) - bar.n)
         state = agent_state(agent, args, observation_shape, num_actions)
         write_file(run_dir / "agent.pt", lambda file: torch.save(state, file))  # there: the run is finished
     if args.capture_video:

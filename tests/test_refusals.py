@@ -17,14 +17,14 @@ SCRIPTS = pytest.mark.parametrize("script", [sdsac_classic, sdsac_atari], ids=["
 SOUND = "--total-timesteps 2000 --learning-starts 1000 --num-envs 2"
 # What follows SOUND on the command line, and what the message has to say beyond the flag
 REFUSED = [
-    ("--total-timesteps 900", "to 899"),  # fewer than learning_starts
+    ("--total-timesteps 900", "to 897"),  # fewer than learning_starts
     ("--gamma 1.1", "from 0 to 1"),
     ("--target-entropy-scale 1.5", "from 0 to 1"),
     ("--tau 2", "at most 1"),
     ("--gradient-steps 1001", "to 1000"),
     ("--learning-starts 3", "num_envs * (n_step + 1)"),
-    ("--learning-starts 2000", "to 1999"),  # as many as the total
-    ("--update-frequency 1500", "no update"),
+    ("--learning-starts 1998", "to 1997"),  # the last step of both environments goes to 2000
+    ("--update-frequency 999", "to 998, or there may be no update"),
     ("--target-network-frequency 2001", "to total_timesteps = 2000"),  # or targets would never move
     ("--eval-frequency 2001", "to total_timesteps = 2000"),
     ("--buffer-size 50", "at least"),  # smaller than the batch

@@ -424,6 +424,46 @@ def test_a_full_disk_stops_the_run_and_leaves_what_was_there(script, full, quick
 
 
 @SCRIPTS
+def test_a_run_that_is_made_longer_on_a_full_disk_keeps_its_agent(script, monkeypatch, capsys):
+    """Where not even the file of TensorBoard's events can be begun."""
+    run_dir = script.train(script.Args(**(SHORT_ATARI if script is sdsac_atari else QUICK) | {"total_timesteps": 300}))
+
+    def no_space(*rest, **named):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(script.SummaryWriter, "__init__", no_space)
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--resume", str(run_dir), "--total-timesteps", "400"])
+    assert stop.value.code == 4
+    assert "error: [Errno 28] No space left on device; the last good checkpoint" in capsys.readouterr().err
+    assert (run_dir / "agent.pt").exists()
+
+
+@SCRIPTS
+def test_a_signal_that_also_ends_what_reads_the_progress_leaves_a_checkpoint(script, monkeypatch):
+    """Ctrl-C in `python ... 2>&1 | tee log`."""
+    shown, read, add, steps = script.tqdm.update, [True], script.ReplayBuffer.add, itertools.count(1)
+
+    def end_both(*rest):
+        add(*rest)
+        if next(steps) == 140:
+            read.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def show(bar, n):
+        if not read:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        shown(bar, n)
+
+    monkeypatch.setattr(script.ReplayBuffer, "add", end_both)
+    monkeypatch.setattr(script.tqdm, "update", show)
+    with pytest.raises(SystemExit) as stop:
+        script.train(script.Args(**(SHORT_ATARI if script is sdsac_atari else QUICK) | {"checkpoint_frequency": 1000}))
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert list(Path("runs").glob("*/checkpoint.pt"))
+
+
+@SCRIPTS
 @pytest.mark.parametrize(
     ("quantity", "damage"),
     [
