@@ -308,14 +308,19 @@ def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(mo
 
 
 def test_first_filters_sum_to_zero_and_are_the_weights_otherwise(monkeypatch):
-    """A filter that keeps a part of its sum, a sum taken over other weights than its own, a background that shows."""
+    """A filter that keeps a part of its sum, a sum taken over other weights than its own, a background that shows; a
+    gradient that does not go through the mean.
+    """
     monkeypatch.setitem(sdsac_atari.BF16, "cpu", False)
     torch.manual_seed(1)
     layer = sdsac_atari.BlockConv2d(4, 32, 8, stride=4)
     frames = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8)
     filters = np.stack([weight - weight.mean() for weight in layer.weight.detach().numpy()])
     expected = F.conv2d(frames / 255, torch.from_numpy(filters), layer.bias, stride=4)
-    torch.testing.assert_close(layer(sdsac_atari.Encoder.scale(frames)), expected, rtol=0, atol=1e-5)
+    filtered = layer(sdsac_atari.Encoder.scale(frames))
+    torch.testing.assert_close(filtered, expected, rtol=0, atol=1e-5)
+    (gradient,) = torch.autograd.grad(filtered.square().mean(), [layer.weight])
+    assert gradient.sum((1, 2, 3)).abs().max() < 1e-5 * gradient.abs().sum((1, 2, 3)).min()
     grey = torch.full((1, 4, 84, 84), 87, dtype=torch.uint8)
     at_bias = layer.bias[:, None, None].expand(1, 32, 20, 20)
     torch.testing.assert_close(layer(sdsac_atari.Encoder.scale(grey)), at_bias, rtol=0, atol=1e-5)
