@@ -58,7 +58,8 @@ def measure(run_dir: Path, args: Args) -> dict:
     agent = script.make_agent(trained, saved["observation_shape"], saved["num_actions"], "cpu")
     if run_dir.name.split("__")[1] in args.plain:
         agent.encoder.layers[0].__class__ = plain_filters.BlockConv2d
-    shape = (args.window, trained.num_envs, saved["observation_shape"], trained.n_step, trained.gamma)
+    window = min(args.window, trained.buffer_size)
+    shape = (window, trained.num_envs, saved["observation_shape"], trained.n_step, trained.gamma)
     buffer = script.ReplayBuffer(*shape)
     loop = script.load_checkpoint(run_dir, agent, buffer, torch.device("cpu"))  # of the replay what fits: the latest
     buffer.rng = np.random.default_rng(0)
@@ -69,6 +70,8 @@ def measure(run_dir: Path, args: Args) -> dict:
 
 def main(args: Args) -> None:
     script.keep_only = lambda directory, names: None  # loading deletes nothing of a run that is under way
+    if missing := [str(run) for run in args.runs if not (run / "replay").is_dir()]:
+        sys.exit(f"no replay/ in {', '.join(missing)}; benchmark/run.py deletes that of finished runs")
     rows = []
     for run_dir in args.runs:
         row = measure(run_dir, args)

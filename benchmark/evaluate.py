@@ -1,6 +1,9 @@
 """Greedy and sampled returns of trained agents, each in environments of its own.
 
 python benchmark/evaluate.py runs/CartPole-v1__sdsac_classic__*/agent.pt
+
+Agents that benchmark/plain_filters.py wrote fit sdsac_atari.py's networks, which compute something else with their
+weights: `python benchmark/plain_filters.py --evaluate` plays them.
 """
 
 import sys

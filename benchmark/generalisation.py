@@ -75,7 +75,8 @@ def measure(run_dir: Path, args: Args) -> dict:
     known = {field.name for field in fields(script.Args)}  # a study's own flags are not
     trained = script.Args(**{name: value for name, value in saved["args"].items() if name in known})
     agent = script.make_agent(trained, saved["observation_shape"], saved["num_actions"], "cpu")
-    shape = (args.window, trained.num_envs, saved["observation_shape"], trained.n_step, trained.gamma)
+    window = min(args.window, trained.buffer_size)
+    shape = (window, trained.num_envs, saved["observation_shape"], trained.n_step, trained.gamma)
     replayed, new = (script.ReplayBuffer(*shape) for _ in range(2))
     loop = script.load_checkpoint(run_dir, agent, replayed, torch.device("cpu"))  # of the replay what fits: the latest
     play(agent, trained, new, args.seed)
@@ -91,6 +92,8 @@ def measure(run_dir: Path, args: Args) -> dict:
 
 def main(args: Args) -> None:
     script.keep_only = lambda directory, names: None  # loading deletes nothing of a run that is under way
+    if missing := [str(run) for run in args.runs if not (run / "replay").is_dir()]:
+        sys.exit(f"no replay/ in {', '.join(missing)}; benchmark/run.py deletes that of finished runs")
     rows = []
     for run_dir in args.runs:
         row = measure(run_dir, args)

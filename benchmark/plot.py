@@ -89,23 +89,31 @@ def find_runs(roots: tuple[Path, ...], partial: bool) -> dict[Cell, Path]:
     runs = {}
     found = {file.parent for root in roots if root.is_dir() for file in root.rglob("events.out.tfevents.*")}
     for run in sorted(found, key=lambda run: ((run / "agent.pt").exists(), run.name.split("__")[-1])):
-        env_id, variant, seed, _ = run.name.split("__")
-        if partial or (run / "agent.pt").exists():
-            runs[env_id, variant, int(seed)] = run
+        named = re.fullmatch(r"(.+?)__(.+)__(\d+)__[^_]+", run.name)
+        if named is None:
+            print(f"{run}: not named {{env_id}}__{{variant}}__{{seed}}__{{time}}, so it is left out")
+        elif partial or (run / "agent.pt").exists():
+            runs[named[1], named[2], int(named[3])] = run
     return runs
 
 
 def read_run(run: Path) -> tuple[pd.DataFrame, int]:
-    """Every logged point of METRICS (metric, step, value, count), and the last step that anything was logged at."""
+    """Every logged point of METRICS (metric, step, value, count), and the last step that anything was logged at.
+
+    With several environments an evaluation comes a few steps late, by seed: it gets the step that it was due at.
+    """
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     tags = events.Tags()
     texts = events.Tensors("hyperparameters/text_summary") if "hyperparameters/text_summary" in tags["tensors"] else []
     flags = " ".join(text.tensor_proto.string_val[0].decode() for text in texts)
-    stated = re.search(r"\|eval_episodes\|(\d+)\|", flags)
-    episodes = int(stated[1]) if stated else 0  # per evaluation; 0: the log does not say
+    stated = dict(re.findall(r"\|(eval_episodes|eval_frequency)\|(\d+)\|", flags))
+    episodes = int(stated.get("eval_episodes", 0))  # per evaluation; 0: the log does not say
+    frequency = int(stated.get("eval_frequency", 1))
     scalars = {tag: events.Scalars(tag) for tag in tags["scalars"]}
     points = [
-        (metric, event.step, event.value, episodes if metric == "eval_return" else 1)
+        (metric, event.step // frequency * frequency, event.value, episodes)
+        if metric == "eval_return"
+        else (metric, event.step, event.value, 1)
         for tag, metric in METRICS.items()
         for event in scalars.get(tag, [])
     ]
@@ -140,15 +148,25 @@ def tidy(runs: dict[Cell, Path], earlier: dict[Cell, pd.DataFrame], bins: int) -
     have bins already: the runs then have as wide ones.
     """
     logs = {cell: read_run(run) for cell, run in runs.items()}
-    logs = {cell: log for cell, log in logs.items() if "episodic_return" in log[0]["metric"].values}
-    earlier = {cell: rows for cell, rows in earlier.items() if cell not in logs}
+    for cell in [cell for cell, (points, _) in logs.items() if "episodic_return" not in points["metric"].values]:
+        print(f"{runs[cell]}: no episode has ended in it, so it is left out")
+        del logs[cell]
+    if not logs and not earlier:
+        sys.exit("no episode has ended in any of these runs")
+    for cell in logs.keys() & earlier.keys():
+        own, there = logs[cell][1], earlier.pop(cell).query("metric == 'last_20_episodes'")["step"].max()
+        if own < there:
+            print(f"{runs[cell]}, of {own:,} steps, takes the place of a CSV's rows, of {there:,.0f}")
     budgets, edges, gaps = defaultdict(int), defaultdict(set), defaultdict(lambda: np.inf)
+    full = defaultdict(list)  # widths of the bins of single cells, by the temperature, which is in all but the first
     for (env_id, *_), (_, last) in logs.items():
         budgets[env_id] = max(to_budget(last), budgets[env_id])
     for (env_id, *_), rows in earlier.items():
         steps = {0, *rows.loc[~rows["metric"].isin(MEASURES), "step"]}
         edges[env_id] |= steps
         gaps[env_id] = min([gaps[env_id], *np.diff(sorted(steps))])
+        temperature = rows.loc[rows["metric"] == "alpha", "step"]
+        full[env_id] += [np.diff(sorted(temperature)).min()] if len(temperature) > 1 else []
     widths = {env_id: budget / bins for env_id, budget in budgets.items()}
     names = {}
     for env_id, steps in edges.items():
@@ -156,7 +174,8 @@ def tidy(runs: dict[Cell, Path], earlier: dict[Cell, pd.DataFrame], bins: int) -
         for step in steps[1:]:
             width = step / max(1, round(step / width))  # steps are rounded: the larger one is, the more precise
         numbers = (steps / width).round()
-        if np.abs(steps - numbers * width).max() > 2:  # as cells round in their own ways
+        apart = np.abs(steps - numbers * width).max() > 2  # cells round in their own ways
+        if apart or max(full[env_id], default=0) > 1.5 * min(full[env_id], default=1):
             sys.exit(f"the CSVs' rows of {env_id} have bins of different widths")
         widths[env_id], names[env_id] = width, dict(zip(numbers, steps, strict=True))
     parts = [
@@ -276,10 +295,19 @@ def count_of(seeds) -> str:
 
 def steps_of(data: pd.DataFrame) -> str:
     """The steps of an environment's runs; from which to which where some end long before the longest."""
-    longest = to_budget(data["step"].max())
     last_games = data.loc[data["metric"] == "last_20_episodes", "step"]
-    shortest = last_games.min()
-    return f"{longest:,} steps" if shortest > 0.9 * longest else f"{shortest:,.0f} to {last_games.max():,.0f} steps"
+    shortest, longest = last_games.min(), last_games.max()
+    edge = data["step"].max()  # of the last bin, which can lie beyond the runs' end
+    budget = to_budget(edge if edge < 1.02 * longest else longest)
+    return f"{budget:,} steps" if shortest > 0.9 * longest else f"{shortest:,.0f} to {longest:,.0f} steps"
+
+
+def measure_of(data: pd.DataFrame, metric: str) -> str:
+    """What of MEASURES `data` is scored by, and, if so, that some runs have fewer than 100 games."""
+    fewest = data.loc[data["metric"] == metric, "count"].min()
+    if metric == "last_100_episodes" and fewest < 100:
+        return f"{MEASURES[metric]} (of all where a run has fewer: {fewest} or more)"
+    return MEASURES[metric]
 
 
 def seeds_of(data: pd.DataFrame) -> str:
@@ -323,7 +351,7 @@ def markdown_table(data: pd.DataFrame, variants: list[str]) -> str:
         best = max(cell.mean() for cell in values.values())
         cells = [table_cell(values[variant], best) if variant in values else "" for variant in variants]
         lines.append(f"| {env_id} | {' | '.join(cells)} |")
-        caption.append(f"{env_id}: {steps_of(own)}, {seeds_of(own)}, {MEASURES[measures[env_id]]}.")
+        caption.append(f"{env_id}: {steps_of(own)}, {seeds_of(own)}, {measure_of(own, measures[env_id])}.")
     return "\n".join([*lines, "", *caption])
 
 
@@ -419,7 +447,8 @@ def draw_curves(
             axis.axhline(levels[env_id], color="0.35", linestyle=(0, (6, 4)), linewidth=1, label=level)
         title = f"{env_id}, {', '.join(styles)}" if len(styles) == 1 else env_id
         axis.set_title(textwrap.fill(f"{title}, {seeds_of(own)}", 52), fontsize="medium")
-        axis.set(xlabel=f"agent steps ({points} {np.diff(sorted(drawn)).min():,.0f})", ylabel=ylabel)
+        gap = np.diff(sorted(drawn if len(drawn) > 1 else {0, *own["step"]})).min()
+        axis.set(xlabel=f"agent steps ({points} {gap:,.0f})", ylabel=ylabel)
         magnitudes = own["value"].abs()
         if magnitudes.max() > 1000 * magnitudes.median() > 0:  # a few values would flatten all the others
             linear = 10 ** math.ceil(math.log10(magnitudes.quantile(0.9)))
@@ -514,7 +543,8 @@ def draw(data: pd.DataFrame, name: str, variants: list[str]) -> None:
     caption += f", without {', '.join(left_out)}; " if left_out else "; "
     caption += f"{count_of(seeds)}, common to all variants; "
     caption += "95% stratified bootstrap intervals; " if len(seeds) > 1 else ""
-    caption += "normalised score: " + " or ".join(sorted({MEASURES[one] for one in measures[tasks]}))
+    used = {measure_of(data[data["env_id"] == task], measures[task]) for task in tasks}
+    caption += "normalised score: " + " or ".join(sorted(used))
     games = [atari_scores(task) is not None for task in tasks]
     ones = [text for text, there in (("reward threshold", not all(games)), ("human (Atari)", any(games))) if there]
     caption += f", 0: random policy, 1: {' or '.join(ones)}"

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
@@ -246,7 +247,11 @@ class Launcher:
             self.waiting.remove(cell)
             state = cell.state()  # read under the lock
             if state in ("resumable", "to do"):
-                self.running[cell] = (cell.start(lock, self.threads), lock)
+                try:
+                    self.running[cell] = (cell.start(lock, self.threads), lock)
+                except OSError as error:  # a full disk, say
+                    self.fail(cell, str(error))
+                    lock.close()
                 continue
             if state == "finished":
                 cell.tidy_up()  # it may have finished after its launcher was killed
@@ -270,8 +275,9 @@ class Launcher:
                 last = "\n".join(f"    {line}" for line in said[-5:])
                 hint = "; packages: benchmark/requirements.txt" if process.returncode == 2 else ""
                 message = f"exit status {process.returncode}{hint}; {cell.directory / 'log.txt'} ends with\n{last}"
-                (cell.directory / "failed.txt").write_text(message)
                 self.fail(cell, message)
+                with suppress(OSError):  # a full disk, which may be why the script has failed
+                    (cell.directory / "failed.txt").write_text(message)
             lock.close()
 
     def fail(self, cell: Cell, message: str) -> None:

@@ -222,6 +222,63 @@ def test_edges_of_bins_that_were_rounded_differently():
     assert np.abs(returns.index - np.array(edges[1])).max() <= 1
 
 
+def test_bins_of_which_some_are_twice_as_wide_are_refused():
+    """All edges of the wide bins are edges of the narrow ones; only within a cell is there a gap of two."""
+
+    def rows_of(variant, width):
+        rows = [("CartPole-v1", variant, 1, "alpha", step, 0.1, 1) for step in range(2 * width, 1_001, width)]
+        rows.append(("CartPole-v1", variant, 1, "episodic_return", 1_000, 9, 1))
+        return {("CartPole-v1", variant, 1): pd.DataFrame(rows, columns=plot.COLUMNS)}
+
+    assert len(plot.tidy({}, rows_of("a", 100) | rows_of("b", 100), bins=5)) == 20
+    with pytest.raises(SystemExit, match="bins of different widths"):
+        plot.tidy({}, rows_of("a", 100) | rows_of("b", 200), bins=5)
+
+
+def test_evaluations_of_several_environments_make_a_curve(tmp_path, monkeypatch):
+    """They come a few steps after those that they are due at, more or fewer by seed."""
+    monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
+    for seed in (1, 2):
+        run = write_run(tmp_path, "CartPole-v1", "ours", seed, [1] * 10)
+        with SummaryWriter(run) as writer:
+            writer.add_text("hyperparameters", "|flag|value|\n|-|-|\n|eval_frequency|300|\n|eval_episodes|7|")
+            for step in (300, 600, 900):
+                writer.add_scalar("eval/episodic_return", step, step + seed)
+    plot.main(plot.Args("late", runs=(tmp_path,), bins=5))
+    evaluations = pd.read_csv(plot.RESULTS / "late.csv").query("metric == 'eval_return'")
+    assert evaluations.groupby("seed")["step"].apply(list).tolist() == [[300, 600, 900]] * 2
+    assert set(evaluations["count"]) == {7}
+    assert (plot.RESULTS / "late_evaluations.png").exists()
+
+
+def test_curves_without_a_step_that_all_seeds_have(tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: drawn.append(figure))
+    rows = [("E-v0", "a", 1, 10, 1.0), ("E-v0", "a", 2, 20, 3.0)]
+    series = pd.DataFrame(rows, columns=["env_id", "variant", "seed", "step", "value"])
+    plot.draw_curves(series, plot.style_variants(["a"]), "return", tmp_path / "f.png", {}, "", "means over bins of")
+    assert "every seed has 0 of 2 points" in capsys.readouterr().out
+    assert "bins of 10" in drawn[0].axes[0].get_xlabel()
+
+
+def test_what_is_left_out_or_replaced_by_less_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
+    plot.main(plot.Args("long", runs=(write_run(tmp_path / "long", "CartPole-v1", "ours", 1, [1] * 10),), bins=5))
+    begun = write_run(tmp_path / "begun", "CartPole-v1", "ours", 1, [1] * 4, finished=False)
+    empty = write_run(tmp_path / "begun", "CartPole-v1", "ours", 2, [], finished=False)
+    other = begun.rename(begun.with_name("other"))
+    write_run(tmp_path / "begun", "CartPole-v1", "ours", 1, [1] * 4, finished=False)
+    capsys.readouterr()
+    sources = (plot.RESULTS / "long.csv", tmp_path / "begun")
+    plot.main(plot.Args("both", runs=sources, partial=True))
+    printed = capsys.readouterr().out
+    assert f"{begun}, of 400 steps, takes the place of a CSV's rows, of 1,000\n" in printed
+    assert f"{empty}: no episode has ended in it" in printed
+    assert f"{other}: not named" in printed
+    with pytest.raises(SystemExit, match="no episode has ended"):
+        plot.main(plot.Args("none", runs=(empty,), partial=True))
+
+
 def test_run_directories_partial_runs_and_nothing_to_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plot, "RESULTS", tmp_path / "results")
     unfinished = write_run(tmp_path, "CartPole-v1", "ours", 3, [1] * 5, finished=False)
@@ -303,8 +360,17 @@ def test_captions_say_where_runs_are_not_equally_long():
     rows = [("default", 1, 9_600), ("default", 2, 10_000)]
     data = pd.DataFrame(rows, columns=["variant", "seed", "step"]).assign(metric="last_20_episodes")
     assert plot.steps_of(data) == "10,000 steps"
+    beyond = pd.DataFrame([("default", 1, 10_900, "alpha")], columns=data.columns)
+    assert plot.steps_of(pd.concat([data, beyond])) == "10,000 steps"  # the last bin is not that of the runs' end
     data.loc[0, "step"] = 6_100
     assert plot.steps_of(data) == "6,100 to 10,000 steps"
+
+
+def test_captions_say_where_a_run_has_fewer_than_100_games():
+    data = pd.DataFrame({"metric": "last_100_episodes", "count": [100, 48]})
+    assert plot.measure_of(data, "last_100_episodes").endswith("(of all where a run has fewer: 48 or more)")
+    assert plot.measure_of(data[:1], "last_100_episodes") == plot.MEASURES["last_100_episodes"]
+    assert plot.measure_of(data, "eval_return") == plot.MEASURES["eval_return"]
 
 
 def test_captions_name_single_seeds_that_differ():

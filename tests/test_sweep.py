@@ -1,6 +1,7 @@
 """Sweeps on tiny runs: every cell once, whatever is killed in between."""
 
 import argparse
+import errno
 import io
 import os
 import pickle
@@ -116,6 +117,27 @@ def test_a_cell_that_fails_is_reported_and_a_finished_one_not_run_again(sweep, t
     assert status == 1
     assert "run with other flags" in output
     assert agents(tmp_path) == before
+
+
+def test_on_a_full_disk_the_launcher_goes_on_to_the_end(tmp_path, monkeypatch, capsys):
+    """One cell cannot be started, the failure of the other not be written down."""
+    failing = ("-c", "print('no space left'); raise SystemExit(4)")
+    cells = [run.Cell(tmp_path / name, None, sys.executable, failing, 100) for name in ("a", "b")]
+    write = Path.write_text
+
+    def write_text(path, text):
+        if path.name == "failed.txt" or path == tmp_path / "a" / "command.txt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(run.signal, "signal", lambda number, handler: None)
+    launcher = run.Launcher(cells, 1, 1)
+    launcher.run()
+    assert launcher.failed == cells
+    printed = capsys.readouterr().err
+    assert "FAILED a: [Errno 28] No space left on device" in printed
+    assert "FAILED b: exit status 4" in printed
 
 
 LONG = SWEEP.replace("total-timesteps = 600", "total-timesteps = 2000").replace("[1, 2]", "[1]")

@@ -5,6 +5,7 @@ computed without any learning: soft Q and policy have to agree for every state a
 """
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -306,6 +307,14 @@ def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(mo
     errors = torch.stack([errors for errors, *_ in own]).view(2, 2) @ torch.tensor([0.64, 0.36])
     assert [float(row["replayed"]), float(row["new"])] == pytest.approx(errors.tolist(), abs=1e-5)
 
+    own.clear()  # a window larger than the run's own ring has nothing else in it
+    generalisation.main(generalisation.Args((run_dir,), window=4_000, samples=64, csv=table))
+    assert np.isin(own[0][2].numpy(), stored).all()
+    shutil.rmtree(run_dir / "replay")
+    for script in (generalisation, dead_units):
+        with pytest.raises(SystemExit, match="no replay/"):
+            script.main(script.Args((run_dir,), csv=table))
+
 
 def test_first_filters_sum_to_zero_and_are_the_weights_otherwise(monkeypatch):
     """A filter that keeps a part of its sum, a sum taken over other weights than its own, a background that shows; a
@@ -324,6 +333,15 @@ def test_first_filters_sum_to_zero_and_are_the_weights_otherwise(monkeypatch):
     grey = torch.full((1, 4, 84, 84), 87, dtype=torch.uint8)
     at_bias = layer.bias[:, None, None].expand(1, 32, 20, 20)
     torch.testing.assert_close(layer(sdsac_atari.Encoder.scale(grey)), at_bias, rtol=0, atol=1e-5)
+
+
+def test_initial_weights_are_orthogonal_and_keep_the_variance():
+    """PyTorch's own, of which layers die, or a gain other than that of a ReLU."""
+    for layer in sdsac_atari.Encoder((4, 84, 84)).layers:
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+            rows = layer.weight.detach().flatten(1)
+            torch.testing.assert_close(rows @ rows.T, 2 * torch.eye(len(rows)), rtol=0, atol=1e-4)
+            assert (layer.bias == 0).all()
 
 
 def test_plain_filters_are_the_weights(monkeypatch):
