@@ -87,14 +87,14 @@ class Args:
     seed: int = 1
     """seed of the environments, the networks, the actions and the replay samples"""
     torch_deterministic: bool = True
-    """if toggled, cuDNN uses deterministic algorithms only"""
+    """whether cuDNN uses deterministic algorithms only"""
     cuda: bool = True
-    """if toggled, CUDA is used where it is available"""
+    """whether CUDA is used where it is available"""
     compile: bool = True
-    """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler;
-    then a GPU works two fifths less on an update, a CPU up to a fifth less"""
+    """whether losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler;
+    then an update takes a GPU two fifths less time, a CPU up to a fifth less"""
     track: bool = False
-    """if toggled, this experiment is tracked with Weights and Biases (`pip install wandb`)"""
+    """whether this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"
     """the Weights and Biases project"""
     wandb_entity: str | None = None
@@ -110,7 +110,7 @@ class Args:
     eval_frequency: int | None = None
     """agent steps between evaluations of the greedy policy during training; None for no evaluation"""
     capture_video: bool = False
-    """if toggled, the trained agent, or that of --evaluate, is filmed (`pip install moviepy opencv-python-headless`)"""
+    """whether the trained agent, or that of --evaluate, is filmed (`pip install moviepy opencv-python-headless`)"""
 
     env_id: str = "BreakoutNoFrameskip-v4"
     """the id of the game: *NoFrameskip-v4 (deterministic), *NoFrameskip-v0 or ALE/*-v5 (sticky actions)"""
@@ -134,7 +134,7 @@ class Args:
     batch_size: int = 64
     """transitions per update"""
     learning_starts: int = 10_000
-    """agent steps with uniformly random actions before the first update"""
+    """agent steps with uniformly random actions; updates are counted from there"""
     update_frequency: int = 4
     """agent steps between updates"""
     gradient_steps: int = 1
@@ -144,25 +144,25 @@ class Args:
     q_lr: float = 3e-4
     """learning rate of the critics and of the temperature"""
     anneal_lr: bool = False
-    """if toggled, the learning rates fall linearly to zero over the run"""
+    """whether the learning rates fall linearly to zero over the run"""
     max_grad_norm: float | None = None
     """largest norm of the gradient, the two critics taken together and the actor apart; None for no clipping"""
 
     autotune: bool = False
-    """if toggled, the temperature is tuned to hold the policy's entropy at its target; otherwise it stays at --alpha"""
+    """whether the temperature is tuned to hold the policy's entropy at its target; otherwise it stays at --alpha"""
     alpha: float = 0.01
     """the temperature; with --autotune, its starting value"""
     target_entropy_scale: float = 0.5
     """target entropy as a share of log A, the entropy of the uniform policy; ignored with --no-autotune"""
     double_average: bool = True
-    """if toggled, the two critics' mean stands in target and actor loss; otherwise their minimum (vanilla SAC)"""
+    """whether the two critics' mean stands in target and actor loss; otherwise their minimum (vanilla SAC)"""
     q_clip: bool = True
-    """if toggled, critics are held near their targets by --clip-range; otherwise plain squared error (vanilla SAC)"""
+    """whether critics are held near their targets by --clip-range; otherwise plain squared error (vanilla SAC)"""
     clip_range: float = 0.5
     """c of Q-clip, in units of return; ignored with --no-q-clip. Where the clipped branch wins the gradient is zero, so
     Q can only move by about tau * c per update: that times the number of updates should be well above the returns"""
     entropy_penalty: bool = True
-    """if toggled, the policy's entropy is held near the entropy it had when the transition was collected"""
+    """whether the policy's entropy is held near the entropy it had when the transition was collected"""
     beta: float = 0.01
     """weight of the entropy penalty; ignored with --no-entropy-penalty"""
 
@@ -266,8 +266,8 @@ class BlockConv2d(nn.Conv2d):
     """An 8 x 8 convolution of stride 4 on frames that are cut into blocks of 4 x 4 pixels, a channel per pixel of the
     block: (B, 64, 21, 21) -> (B, 32, 20, 20). There it is a 2 x 2 convolution of stride 1: the same sums, faster.
 
-    Its filters are the weights less their mean: they sum to zero, and a plain background drives none. Of filters that
-    it does drive, a step can push one below zero nearly everywhere, where it learns no more: half of Pong's died.
+    Its filters are the weights less their mean: they sum to zero, and a plain background drives none. Any other filter
+    it drives, and a step can push that below zero nearly everywhere, where it learns no more: half of Pong's died.
     """
 
     def forward(self, blocks: Tensor) -> Tensor:
@@ -342,7 +342,10 @@ class Actor(nn.Module):
 
 
 class SoftQNetwork(nn.Module):
-    """A critic: pixels (B, 4, 84, 84) uint8 -> soft Q-values of all actions (B, A)."""
+    """A critic: pixels (B, 4, 84, 84) uint8 -> soft Q-values of all actions (B, A).
+
+    `update` calls encoder and head apart: what a network is to learn belongs in one of the two.
+    """
 
     def __init__(self, encoder: Encoder, num_actions: int):
         super().__init__()
@@ -393,6 +396,7 @@ class ReplayBuffer:
     after a game's end that next row is the one that only reset the environment, which is never sampled itself.
     """
 
+    # What is saved: once, so that a row must not change after it is written, but for the newest one
     COLUMNS = ("frames", "ages", "actions", "rewards", "entropies", "terminated", "ended", "resets")
     SEGMENT = 8_192  # transitions per file
 
@@ -471,11 +475,11 @@ class ReplayBuffer:
         termination or has the observation it bootstraps from.
         """
         rows = self.index(steps[:, None] + np.arange(self.n_step), envs[:, None])
-        ends = self.ended[rows]  # what lies beyond the newest step is old; chains that reach there are not valid
+        ends = self.ended[rows]  # rows past the newest step hold old data, which the next comparisons rule out
         lengths = np.where(ends.any(1), ends.argmax(1) + 1, self.n_step)
         last = self.index(steps + lengths - 1, envs)
-        stored = steps + lengths < self.steps  # the observation that it bootstraps from
-        terminated = self.terminated[last] & (steps + lengths <= self.steps)  # which needs none
+        stored = steps + lengths < self.steps  # so is the observation to bootstrap from
+        terminated = self.terminated[last] & (steps + lengths <= self.steps)  # it needs none
         stacked = steps - self.ages[rows[:, 0]] >= self.steps - self.rows
         return rows, lengths, terminated, (stored | terminated) & stacked & ~self.resets[rows[:, 0]]
 
@@ -520,7 +524,7 @@ class ReplayBuffer:
         rewards, discounts, entropies, actions = numbers[:4]
         if self.random_shift:
             observations = shifted(observations, *numbers[4:6].long())
-            next_observations = shifted(next_observations, *numbers[6:].long())
+            next_observations = shifted(next_observations, *numbers[6:8].long())
         return Batch(observations, actions.long(), rewards, discounts, next_observations, entropies)
 
     def sample(self, batch_size: int) -> Batch:
@@ -830,7 +834,7 @@ class ReturnProbe:
     """Follows state-action pairs of one environment: what the critics predicted and what really followed.
 
     Each step begins a pair with the same probability, wherever in an episode it is. The prediction is the critics' mean
-    when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1} gamma^{jn} H_{t+jn}, for a soft Q
+    once the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1} gamma^{jn} H_{t+jn}, for a soft Q
     contains the entropy at each bootstrap; up to termination as the learner sees it, or to truncation or PROBE_LENGTH
     steps, where gamma^k V of the last observation stands for the rest.
     """
@@ -1173,7 +1177,7 @@ def read_args(command: list[str] | None = None) -> Args:
         return args
     try:
         saved = Args(**torch.load(file, map_location="cpu", weights_only=True)["args"])
-        # Types too; not the packages that it needed: what is needed now is checked later
+        # Wrong types raise here too. Packages are left to the check of the final arguments
         check_args(Args(**asdict(saved) | {"track": False, "capture_video": False}))
     except Exception as error:  # torch.load has many for a file that is not sound
         refuse(f"{given}: {file} cannot be read ({type(error).__name__})")
@@ -1529,9 +1533,10 @@ def train(args: Args) -> Path:
 
 
 def set_schedules(agent: Agent, args: Args, update_step: int) -> None:
-    """Sets what changes from update to update, for the update that is due at agent step `update_step`."""
-    due_before = (update_step - args.update_frequency) // args.target_network_frequency
-    moves = update_step // args.target_network_frequency > due_before
+    """Sets what changes from update to update, for the update that is due at agent step `update_step`: in place, for a
+    captured graph follows what is in tensors, not new Python numbers.
+    """
+    moves = update_step % args.target_network_frequency < args.update_frequency  # a multiple since the update before
     agent.target_step.fill_(args.tau if moves else 0.0)
     if args.anneal_lr:
         remaining = 1 - update_step / args.total_timesteps

@@ -75,14 +75,14 @@ class Args:
     seed: int = 1
     """seed of the environments, the networks, the actions and the replay samples"""
     torch_deterministic: bool = True
-    """if toggled, cuDNN uses deterministic algorithms only"""
+    """whether cuDNN uses deterministic algorithms only"""
     cuda: bool = False
-    """if toggled, CUDA is used where it is available; networks this small are faster on a CPU"""
+    """whether CUDA is used where it is available; networks this small are faster on a CPU"""
     compile: bool = False
-    """if toggled, losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler;
+    """whether losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler;
     from then on updates are faster"""
     track: bool = False
-    """if toggled, this experiment is tracked with Weights and Biases (`pip install wandb`)"""
+    """whether this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"
     """the Weights and Biases project"""
     wandb_entity: str | None = None
@@ -98,7 +98,7 @@ class Args:
     eval_frequency: int | None = None
     """agent steps between evaluations of the greedy policy during training; None for no evaluation"""
     capture_video: bool = False
-    """if toggled, the trained agent, or that of --evaluate, is filmed (`pip install moviepy pygame`)"""
+    """whether the trained agent, or that of --evaluate, is filmed (`pip install moviepy pygame`)"""
 
     env_id: str = "CartPole-v1"
     """the id of the environment: discrete actions, observations that flatten to a vector"""
@@ -119,7 +119,7 @@ class Args:
     batch_size: int = 64
     """transitions per update"""
     learning_starts: int = 1_000
-    """agent steps with uniformly random actions before the first update"""
+    """agent steps with uniformly random actions; updates are counted from there"""
     update_frequency: int = 2
     """agent steps between updates"""
     gradient_steps: int = 1
@@ -129,25 +129,25 @@ class Args:
     q_lr: float = 2e-3
     """learning rate of the critics and of the temperature"""
     anneal_lr: bool = True
-    """if toggled, the learning rates fall linearly to zero over the run"""
+    """whether the learning rates fall linearly to zero over the run"""
     max_grad_norm: float | None = None
     """largest norm of the gradient, the two critics taken together and the actor apart; None for no clipping"""
 
     autotune: bool = True
-    """if toggled, the temperature is tuned to hold the policy's entropy at its target; otherwise it stays at --alpha"""
+    """whether the temperature is tuned to hold the policy's entropy at its target; otherwise it stays at --alpha"""
     alpha: float = 0.1
     """the temperature; with --autotune, its starting value"""
     target_entropy_scale: float = 0.6
     """target entropy as a share of log A, the entropy of the uniform policy; ignored with --no-autotune"""
     double_average: bool = True
-    """if toggled, the two critics' mean stands in target and actor loss; otherwise their minimum (vanilla SAC)"""
+    """whether the two critics' mean stands in target and actor loss; otherwise their minimum (vanilla SAC)"""
     q_clip: bool = True
-    """if toggled, critics are held near their targets by --clip-range; otherwise plain squared error (vanilla SAC)"""
+    """whether critics are held near their targets by --clip-range; otherwise plain squared error (vanilla SAC)"""
     clip_range: float = 5.0
     """c of Q-clip, in units of return; ignored with --no-q-clip. Where the clipped branch wins the gradient is zero, so
     Q can only move by about tau * c per update: that times the number of updates should be well above the returns"""
     entropy_penalty: bool = True
-    """if toggled, the policy's entropy is held near the entropy it had when the transition was collected"""
+    """whether the policy's entropy is held near the entropy it had when the transition was collected"""
     beta: float = 0.5
     """weight of the entropy penalty; ignored with --no-entropy-penalty"""
 
@@ -253,7 +253,9 @@ class EpisodeTracker:
             if not over:
                 observation, _ = env.reset(seed=episode.get("seed"))
                 for action in episode["actions"]:
-                    observation, *_ = env.step(action)
+                    observation, _, terminated, truncated, _ = env.step(action)
+                    if terminated or truncated:  # it ended sooner than it did, and must not be stepped on
+                        return False
                 same &= np.array_equal(observation, expected, equal_nan=True)
         return same
 
@@ -312,7 +314,10 @@ class Actor(nn.Module):
 
 
 class SoftQNetwork(nn.Module):
-    """A critic: float32 observations (B, D) -> soft Q-values of all actions (B, A)."""
+    """A critic: float32 observations (B, D) -> soft Q-values of all actions (B, A).
+
+    `update` calls encoder and head apart: what a network is to learn belongs in one of the two.
+    """
 
     def __init__(self, encoder: Encoder, num_actions: int):
         super().__init__()
@@ -352,6 +357,7 @@ class ReplayBuffer:
     reset the environment, which is never sampled itself.
     """
 
+    # What is saved: once, so that a row must not change after it is written, but for the newest one
     COLUMNS = ("observations", "actions", "rewards", "entropies", "terminated", "ended", "resets")
     SEGMENT = 8_192  # transitions per file
 
@@ -412,11 +418,11 @@ class ReplayBuffer:
         Valid is what starts at a real step and either ended in termination or has the observation it bootstraps from.
         """
         rows = self.index(steps[:, None] + np.arange(self.n_step), envs[:, None])
-        ends = self.ended[rows]  # what lies beyond the newest step is old; chains that reach there are not valid
+        ends = self.ended[rows]  # rows past the newest step hold old data, which the next comparisons rule out
         lengths = np.where(ends.any(1), ends.argmax(1) + 1, self.n_step)
         last = self.index(steps + lengths - 1, envs)
-        stored = steps + lengths < self.steps  # the observation that it bootstraps from
-        terminated = self.terminated[last] & (steps + lengths <= self.steps)  # which needs none
+        stored = steps + lengths < self.steps  # so is the observation to bootstrap from
+        terminated = self.terminated[last] & (steps + lengths <= self.steps)  # it needs none
         return rows, lengths, terminated, (stored | terminated) & ~self.resets[rows[:, 0]]
 
     def pick(self, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -748,7 +754,7 @@ class ReturnProbe:
     """Follows state-action pairs of one environment: what the critics predicted and what really followed.
 
     Each step begins a pair with the same probability, wherever in an episode it is. The prediction is the critics' mean
-    when the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1} gamma^{jn} H_{t+jn}, for a soft Q
+    once the step is taken. What followed is sum_k gamma^k r_{t+k} + alpha sum_{j>=1} gamma^{jn} H_{t+jn}, for a soft Q
     contains the entropy at each bootstrap; up to termination as the learner sees it, or to truncation or PROBE_LENGTH
     steps, where gamma^k V of the last observation stands for the rest.
     """
@@ -1045,7 +1051,7 @@ def read_args(command: list[str] | None = None) -> Args:
         return args
     try:
         saved = Args(**torch.load(file, map_location="cpu", weights_only=True)["args"])
-        # Types too; not the packages that it needed: what is needed now is checked later
+        # Wrong types raise here too. Packages are left to the check of the final arguments
         check_args(Args(**asdict(saved) | {"track": False, "capture_video": False}))
     except Exception as error:  # torch.load has many for a file that is not sound
         refuse(f"{given}: {file} cannot be read ({type(error).__name__})")
@@ -1395,9 +1401,10 @@ def train(args: Args) -> Path:
 
 
 def set_schedules(agent: Agent, args: Args, update_step: int) -> None:
-    """Sets what changes from update to update, for the update that is due at agent step `update_step`."""
-    due_before = (update_step - args.update_frequency) // args.target_network_frequency
-    moves = update_step // args.target_network_frequency > due_before
+    """Sets what changes from update to update, for the update that is due at agent step `update_step`: in place, for a
+    captured graph follows what is in tensors, not new Python numbers.
+    """
+    moves = update_step % args.target_network_frequency < args.update_frequency  # a multiple since the update before
     agent.target_step.fill_(args.tau if moves else 0.0)
     if args.anneal_lr:
         remaining = 1 - update_step / args.total_timesteps

@@ -73,7 +73,7 @@ class Args:
     """bins that the steps of each environment are divided into, unless a CSV's rows have theirs; each should be longer
     than an episode takes, which is its length times the environments that a run has side by side"""
     partial: bool = False
-    """if toggled, unfinished runs are read too"""
+    """whether unfinished runs are read too"""
     variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
     """those that are drawn, in this order; the others are compared with the first; none: all, by name"""
     environments: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ID")] = ()

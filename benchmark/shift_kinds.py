@@ -28,7 +28,7 @@ class Args(script.Args):
     share: float = 1.0
     """probability that a transition's two observations are shifted"""
     alike: bool = False
-    """if toggled, both are shifted by the same"""
+    """whether both are shifted by the same"""
 
 
 def patch(script, pixels: int, share: float, alike: bool) -> None:

@@ -654,6 +654,31 @@ def test_episodes_that_do_not_repeat_are_cut_off_where_the_run_is_resumed(monkey
     assert len(cuts) == 1
 
 
+class EndsSooner(Unrepeatable):
+    """Ends after `length` steps, which another run of the program can change, and does not go on after that."""
+
+    length = 20
+
+    def step(self, action):
+        assert self.steps < self.length
+        observation, reward, _, truncated, info = super().step(action)
+        return observation, reward, self.steps == self.length, truncated, info
+
+
+gym.register("EndsSooner-v0", entry_point=EndsSooner)
+
+
+def test_an_episode_that_ends_sooner_when_it_is_played_again_is_not_stepped_on(monkeypatch):
+    envs = sdsac_classic.make_envs(sdsac_classic.Args(env_id="EndsSooner-v0"), 1)
+    observations, _ = envs.reset(seed=[1])
+    tracker, zero = sdsac_classic.EpisodeTracker(envs, [1]), np.zeros(1, int)
+    for _ in range(10):
+        observations, rewards, terminated, truncated, _ = envs.step(zero)
+        tracker.step(zero, rewards, terminated | truncated, zero.astype(bool))
+    monkeypatch.setattr(EndsSooner, "length", 5)
+    assert not tracker.restore(tracker.episodes, observations, zero.astype(bool))
+
+
 def test_flags_that_contradict_the_run_are_refused(short_run, capsys):
     assert "--gamma 0.5" in refused(capsys, resume=short_run, gamma=0.5)
     assert "--buffer-size 100000" in refused(capsys, resume=short_run, buffer_size=100_000)  # given, though the default
