@@ -446,7 +446,7 @@ def draw_curves(
         if levels.get(env_id) is not None:
             axis.axhline(levels[env_id], color="0.35", linestyle=(0, (6, 4)), linewidth=1, label=level)
         title = f"{env_id}, {', '.join(styles)}" if len(styles) == 1 else env_id
-        axis.set_title(textwrap.fill(f"{title}, {seeds_of(own)}", 52), fontsize="medium")
+        axis.set_title(textwrap.fill(f"{title}, {seeds_of(own)}", 52, break_on_hyphens=False), fontsize="medium")
         gap = np.diff(sorted(drawn if len(drawn) > 1 else {0, *own["step"]})).min()
         axis.set(xlabel=f"agent steps ({points} {gap:,.0f})", ylabel=ylabel)
         magnitudes = own["value"].abs()
