@@ -52,13 +52,13 @@ class Args:
     threads: int = 1
     """threads per cell, and CPUs per Slurm job"""
     dry_run: bool = False
-    """if toggled, lists the cells and their state, with what failed ones ended with, and runs nothing"""
+    """lists the cells and their state, with what failed ones ended with, and runs nothing"""
     root: Path = HERE / "runs"
     """directory of all sweeps"""
     venvs: Path = VENVS
     """directory of the peers' virtual environments, made when they are needed"""
     slurm: bool = False
-    """if toggled, submits the cells as one job array (`pip install submitit`) and ends"""
+    """submits the cells as one job array (`pip install submitit`) and ends"""
     partition: str | None = None
     """Slurm's partition; None for the cluster's default"""
     time: int = 240
