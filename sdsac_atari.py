@@ -316,9 +316,9 @@ class Encoder(nn.Module):
         through several networks it scales once.
         """
         dtype = torch.bfloat16 if BF16.get(observations.device.type, False) else torch.float32
-        # Flat where the type changes, or the compiler may have chosen an order of its own
-        words = observations.flatten().view(torch.int32)  # four pixels each; bytes are slow to move
-        blocks = words.view(len(observations), -1, 21, 4, 21).permute(0, 2, 4, 1, 3).flatten().view(torch.uint8)
+        # Observations are flat where the type changes, or the compiler may have chosen an order of its own
+        words = observations.flatten(1).view(torch.int32)  # four pixels each; bytes are slow to move
+        blocks = words.view(len(observations), -1, 21, 4, 21).permute(0, 2, 4, 1, 3).flatten(1).view(torch.uint8)
         return blocks.to(dtype).div_(255).view(-1, 21, 21, 64).permute(0, 3, 1, 2)
 
     def forward(self, observations: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ python benchmark/costs.py                    a table and two figures, some 15 mi
 
 Each measurement is the script's own training loop with a clock around the calls named in PARTS; a call inside another
 one is counted where it is named itself, and what no clock covers is "rest". "Before" is the update of plain.py: an
-encoder per network, float32, default memory layout, plain Adam. Atari without random shifts. Medians over --rounds;
+encoder per network, float32, default memory layout, plain Adam. Medians over --rounds;
 figures go to benchmark/results/speed/: costs.csv, scaling_atari.png, scaling_classic.png.
 """
 
@@ -111,11 +111,11 @@ def measure_here(setting: Setting) -> None:
     if setting.script == "atari":
         import sdsac_atari as script
 
-        env_id, every, flags = f"{GAMES[setting.actions]}NoFrameskip-v4", 4, {"random_shift": 0}
+        env_id, every = f"{GAMES[setting.actions]}NoFrameskip-v4", 4
     else:
         import sdsac_classic as script
 
-        env_id, every, flags = "CartPole-v1", 1, {}
+        env_id, every = "CartPole-v1", 1
         script.torch.set_num_threads = lambda threads: None  # the script would choose
     full(script.ReplayBuffer)
     if setting.plain:
@@ -153,7 +153,6 @@ def measure_here(setting: Setting) -> None:
             update_frequency=every,
             cuda=False,
             compile=False,
-            **flags,
         )
     )
 

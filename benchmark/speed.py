@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 CONTESTANTS = {  # name: the virtual environment, None for this one
     "this project": None,
     "with --compile": None,
+    "with shifts": None,  # Atari's defaults: compiled, and observations shifted at random, as no peer does
     "plain form": None,  # this project with the update of plain.py
     "cleanrl": "cleanrl",
     "sb3-soft": "sb3",
@@ -45,9 +46,10 @@ TASKS = {  # name: its title, the updates before the measurement, who takes part
     "atari": (
         "Breakout, batch 64, one update per 4 steps",
         50,
-        ["this project", "with --compile", "plain form", "cleanrl", "sb3-soft", "sb3-dqn"],
+        ["this project", "with --compile", "with shifts", "plain form", "cleanrl", "sb3-soft", "sb3-dqn"],
     ),
 }
+OWN = ("this project", "with --compile", "with shifts")  # drawn darker
 TITLES = {"steps_per_s": "steps/s", "updates_per_s": "updates/s", "startup_s": "start-up s", "peak_mb": "peak MB"}
 
 
@@ -94,7 +96,7 @@ def chart(rows: list[dict], args: Args, caption: str) -> None:
         names = [name for name in names if any((row["task"], row["name"]) == (task, name) for row in rows)]
         for k, name in enumerate(reversed(names)):
             values = [row["steps_per_s"] for row in rows if (row["task"], row["name"]) == (task, name)]
-            axis.barh(k, median(values), color="0.35" if name in ("this project", "with --compile") else "0.75")
+            axis.barh(k, median(values), color="0.35" if name in OWN else "0.75")
             axis.plot(values, [k] * len(values), "k|", markersize=10)
             axis.text(max(values), k, f" {median(values):.0f}", va="center")
         axis.set_yticks(range(len(names)), reversed(names))

@@ -49,7 +49,7 @@ class Clock:
 
 def this_project() -> None:
     """CartPole: batch 256, one update per step, two layers of 256. Breakout: the defaults, one update per 4 steps."""
-    compile = NAME == "with --compile"
+    compile = NAME in ("with --compile", "with shifts")
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     if TASK == "classic":
         import sdsac_classic as script
@@ -58,8 +58,10 @@ def this_project() -> None:
     else:
         import sdsac_atari as script
 
-        flags = {"random_shift": 0, "learning_starts": STARTS, "buffer_size": 100_000}  # no peer shifts observations
-        args = script.Args(**flags, cuda=False, compile=compile)
+        flags = {"learning_starts": STARTS, "buffer_size": 100_000, "cuda": False, "compile": compile}
+        if NAME != "with shifts":
+            flags["random_shift"] = 0  # no peer shifts observations
+        args = script.Args(**flags)
     script.torch.set_num_threads(THREADS)
     script.torch.set_num_threads = lambda threads: None  # the classic script would set one
     script.update = Clock(args.update_frequency).wrap(script.update)
@@ -176,6 +178,7 @@ if __name__ == "__main__":
     {
         "this project": this_project,
         "with --compile": this_project,
+        "with shifts": this_project,
         "plain form": plain_form,
         "cleanrl": cleanrl,
         "sb3-soft": sb3_soft,
