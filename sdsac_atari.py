@@ -92,7 +92,7 @@ class Args:
     """whether CUDA is used where it is available"""
     compile: bool = True
     """whether losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler;
-    then an update takes a GPU two fifths less time, a CPU up to a fifth less"""
+    then an update takes a GPU two fifths less time, some CPUs up to a fifth less"""
     track: bool = False
     """whether this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"

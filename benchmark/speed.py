@@ -1,7 +1,7 @@
 """Steps and updates per second of the learning phase, start-up time and peak memory: this project and its peers, one
 after the other in every round, each in a process of its own.
 
-python benchmark/speed.py --updates 150                   all tasks, 3 rounds; 15 minutes on 2 cores
+python benchmark/speed.py                                 all tasks, 3 rounds; 20 minutes on 2 cores
 python benchmark/speed.py --tasks classic --threads 1 --results DIRECTORY
 
 Peers come from PyPI into virtual environments below --venvs, made at the first call. Figures go to
@@ -37,15 +37,17 @@ CONTESTANTS = {  # name: the virtual environment, None for this one
     "sb3-dqn": "sb3",
     "tianshou": "tianshou",
 }
-TASKS = {  # name: its title, the updates before the measurement, who takes part
+TASKS = {  # name: its title, the updates before the measurement, how many of --updates it takes, who takes part
     "classic": (
         "CartPole-v1, batch 256, one update per step",
         2_000,  # by then dead units may have left denormal numbers in Adam's moments, if not flushed to zero
+        10,  # they are short
         ["this project", "with --compile", "sb3-soft", "tianshou", "sb3-dqn"],
     ),
     "atari": (
         "Breakout, batch 64, one update per 4 steps",
         50,
+        1,
         ["this project", "with --compile", "with shifts", "plain form", "cleanrl", "sb3-soft", "sb3-dqn"],
     ),
 }
@@ -59,8 +61,8 @@ class Args:
     """classic, atari or both"""
     rounds: int = 3
     """how often every contestant is measured"""
-    updates: int = 300
-    """updates per measurement, after 2,000 (classic) or 50 (atari) that are not counted"""
+    updates: int = 150
+    """updates per measurement, ten times as many for classic, after 50 (classic: 2,000) that are not counted"""
     threads: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     """threads of each contestant"""
     venvs: Path = VENVS
@@ -73,7 +75,8 @@ class Args:
 
 
 def measure(python: str, name: str, task: str, args: Args) -> dict[str, float]:
-    numbers = map(str, (args.threads, TASKS[task][1], args.updates))
+    _, skipped, times, _ = TASKS[task]
+    numbers = map(str, (args.threads, skipped, args.updates * times))
     command = [python, str(HERE / "speed_contestants.py"), name, task, *numbers]
     environment = os.environ | {"LAUNCHED": repr(time.time()), "OMP_NUM_THREADS": str(args.threads)}
     environment["CLEANRL"] = str(args.cleanrl and args.cleanrl.resolve())
@@ -92,7 +95,7 @@ def processor() -> str:
 def chart(rows: list[dict], args: Args, caption: str) -> None:
     figure, axes = plt.subplots(1, len(args.tasks), figsize=(5 * len(args.tasks), 3.2), layout="constrained")
     for axis, task in zip([axes] if len(args.tasks) == 1 else axes, args.tasks, strict=True):
-        title, _, names = TASKS[task]
+        title, *_, names = TASKS[task]
         names = [name for name in names if any((row["task"], row["name"]) == (task, name) for row in rows)]
         for k, name in enumerate(reversed(names)):
             values = [row["steps_per_s"] for row in rows if (row["task"], row["name"]) == (task, name)]
@@ -115,7 +118,7 @@ def main(args: Args) -> None:
     print(caption)
     rows = []
     for task in args.tasks:
-        title, _, names = TASKS[task]
+        title, *_, names = TASKS[task]
         if not args.cleanrl:
             names = [name for name in names if name != "cleanrl"]
         for venv in sorted({CONTESTANTS[name] for name in names} - {None}):
