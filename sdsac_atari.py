@@ -92,7 +92,7 @@ class Args:
     """whether CUDA is used where it is available"""
     compile: bool = True
     """whether losses and gradients are compiled by torch.compile, which takes half a minute and a C++ compiler;
-    then an update takes a GPU two fifths less time, some CPUs up to a fifth less"""
+    then an update takes a GPU two fifths less time, some CPUs a fifth less, others no less"""
     track: bool = False
     """whether this experiment is tracked with Weights and Biases (`pip install wandb`)"""
     wandb_project_name: str = "sdsac"
@@ -1403,7 +1403,7 @@ def train(args: Args) -> Path:
         f"device: {device}; writing to {run_dir}"
     )
     if device.type == "cpu":
-        rate = 100 if BF16["cpu"] else 40  # roughly, as measured with AVX-512 BF16 and without
+        rate = 100 if BF16["cpu"] else 30  # roughly, as measured with AVX-512 BF16 and without
         print(f"no CUDA: expect some {rate} steps per second on 2 cores, {1e6 / rate / 3600:.0f} hours for a million")
 
     observations, infos = envs.reset(seed=environment_seeds(seeds, args.num_envs))

@@ -37,11 +37,11 @@ CONTESTANTS = {  # name: the virtual environment, None for this one
     "sb3-dqn": "sb3",
     "tianshou": "tianshou",
 }
-TASKS = {  # name: its title, the updates before the measurement, how many of --updates it takes, who takes part
+TASKS = {  # name: its title, the updates before the measurement, how many times --updates it takes, who takes part
     "classic": (
         "CartPole-v1, batch 256, one update per step",
         2_000,  # by then dead units may have left denormal numbers in Adam's moments, if not flushed to zero
-        10,  # they are short
+        10,  # an update is short
         ["this project", "with --compile", "sb3-soft", "tianshou", "sb3-dqn"],
     ),
     "atari": (
@@ -129,11 +129,13 @@ def main(args: Args) -> None:
                 figures = measure(pythons[name], name, task, args)
                 rows.append({"task": task, "round": number, "name": name, "threads": args.threads} | figures)
         heads = "".join(f"{unit:>12}" for unit in TITLES.values())
-        print(f"\n{title}\n{'':14}{heads}{'ratios, each round':>24}{'of --compile':>24}")
         measured = {name: [row for row in rows if (row["task"], row["name"]) == (task, name)] for name in names}
+        forms = [name for name in OWN if name in measured]
+        heads += "".join(f"{form + ' / it':>24}" for form in forms)
+        print(f"\n{title}; ratios of each round\n{'':14}{heads}")
         for name, theirs in measured.items():
             line = f"{name:14}" + "".join(f"{median(row[key] for row in theirs):12.1f}" for key in TITLES)
-            for form in ("this project", "with --compile"):
+            for form in forms:
                 pairs = zip(measured[form], theirs, strict=True)
                 ratios = " ".join(f"{ours['steps_per_s'] / row['steps_per_s']:7.2f}" for ours, row in pairs)
                 line += f"{ratios:>24}"

@@ -48,7 +48,8 @@ class Clock:
 
 
 def this_project() -> None:
-    """CartPole: batch 256, one update per step, two layers of 256. Breakout: the defaults, one update per 4 steps."""
+    """CartPole: batch 256, one update per step, two layers of 256. Breakout: the defaults, one update per 4 steps,
+    but for the buffer's size, random steps and, unless NAME is "with shifts", random shifts."""
     compile = NAME in ("with --compile", "with shifts")
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     if TASK == "classic":
