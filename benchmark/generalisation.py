@@ -12,18 +12,15 @@ them. Runs may be under way, if they write no checkpoint just then; those of stu
 cannot be loaded, or, with plain_filters.py, are taken for the script's and measured wrongly.
 """
 
-import csv
-import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import saved_runs
 import torch
 import torch.nn.functional as F
 import tyro
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import sdsac_atari as script
+from saved_runs import script
 
 
 @dataclass
@@ -71,17 +68,10 @@ def play(agent: script.Agent, args: script.Args, buffer: script.ReplayBuffer, se
 
 def measure(run_dir: Path, args: Args) -> dict:
     """A row of the table."""
-    saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
-    known = {field.name for field in fields(script.Args)}  # a study's own flags are not
-    trained = script.Args(**{name: value for name, value in saved["args"].items() if name in known})
-    agent = script.make_agent(trained, saved["observation_shape"], saved["num_actions"], "cpu")
-    window = min(args.window, trained.buffer_size)
-    shape = (window, trained.num_envs, saved["observation_shape"], trained.n_step, trained.gamma)
-    replayed, new = (script.ReplayBuffer(*shape) for _ in range(2))
-    loop = script.load_checkpoint(run_dir, agent, replayed, torch.device("cpu"))  # of the replay what fits: the latest
+    agent, trained, replayed, row = saved_runs.load(run_dir, args.window)
+    window, shape = replayed.rows * trained.num_envs, (replayed.stack, *replayed.frame_shape)
+    new = script.ReplayBuffer(window, trained.num_envs, shape, trained.n_step, trained.gamma)
     play(agent, trained, new, args.seed)
-    row = {"run": run_dir.name, "env_id": trained.env_id, "exp_name": trained.exp_name, "seed": trained.seed}
-    row["step"] = loop["counts"][0]
     for name, buffer in (("replayed", replayed), ("new", new)):
         buffer.rng = np.random.default_rng(args.seed)
         sizes = [64] * (args.samples // 64) + [args.samples % 64] * (args.samples % 64 > 0)
@@ -91,9 +81,7 @@ def measure(run_dir: Path, args: Args) -> dict:
 
 
 def main(args: Args) -> None:
-    script.keep_only = lambda directory, names: None  # loading deletes nothing of a run that is under way
-    if missing := [str(run) for run in args.runs if not (run / "replay").is_dir()]:
-        sys.exit(f"no replay/ in {', '.join(missing)}; benchmark/run.py deletes that of finished runs")
+    saved_runs.require_replay(args.runs)
     rows = []
     for run_dir in args.runs:
         row = measure(run_dir, args)
@@ -102,10 +90,7 @@ def main(args: Args) -> None:
             f"{name} {row[name]:.4f} ± {row[name + '_standard_error']:.4f}" for name in ("replayed", "new")
         )
         print(f"{row['run']}, step {row['step']:,}: {shown}", flush=True)
-    with args.csv.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    saved_runs.write_table(args.csv, rows)
 
 
 if __name__ == "__main__":

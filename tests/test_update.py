@@ -6,6 +6,7 @@ computed without any learning: soft Q and policy have to agree for every state a
 
 import csv
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from benchmark import (
     generalisation,
     hidden_heads,
     plain_filters,
+    rounding,
     shift_kinds,
     shifted_critics,
     switched_n,
@@ -263,10 +265,8 @@ def test_shifted_critics_leave_the_target_and_the_actor_with_what_is_stored(monk
     assert metrics["policy/entropy"] != at_moved[3]["policy/entropy"]
 
 
-def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(monkeypatch, tmp_path):
-    """An error that is not the critics' own loss, samples from the whole replay buffer, old ones for new, games of a
-    random policy, a run that loses files: entropies tell when a transition was played."""
-    monkeypatch.chdir(tmp_path)
+def small_run() -> Path:
+    """A run of 400 steps, 100 of them learning, below the present directory."""
     args = sdsac_atari.Args(
         total_timesteps=400,
         learning_starts=300,
@@ -277,7 +277,14 @@ def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(mo
         compile=False,
         policy_lr=1e-2,
     )
-    run_dir = sdsac_atari.train(args)
+    return sdsac_atari.train(args)
+
+
+def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(monkeypatch, tmp_path):
+    """An error that is not the critics' own loss, samples from the whole replay buffer, old ones for new, games of a
+    random policy, a run that loses files: entropies tell when a transition was played."""
+    monkeypatch.chdir(tmp_path)
+    run_dir = small_run()
     measured, own = generalisation.squared_errors, []
 
     def squared_errors(agent, batch, trained):
@@ -311,9 +318,60 @@ def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(mo
     generalisation.main(generalisation.Args((run_dir,), window=4_000, samples=64, csv=table))
     assert np.isin(own[0][2].numpy(), stored).all()
     shutil.rmtree(run_dir / "replay")
-    for script in (generalisation, dead_units):
+    for script in (generalisation, dead_units, rounding):
         with pytest.raises(SystemExit, match="no replay/"):
             script.main(script.Args((run_dir,), csv=table))
+
+
+def test_rounding_compares_gradients_of_the_same_batches(monkeypatch, tmp_path):
+    """A batch or weights that the two formats do not share, one batch for all, a format that is not set, gradients of
+    other layers than the table says, a mean that keeps the scatter of a few batches, a run that loses files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sdsac_atari, "keep_only", sdsac_atari.keep_only)  # both are patched
+    monkeypatch.setitem(sdsac_atari.BF16, "cpu", False)
+    run_dir = small_run()
+    agent_at_end, _ = sdsac_atari.load_agent(run_dir / "agent.pt", "cpu")
+    compare, compared = rounding.gradients_and_values, []
+
+    def gradients_and_values(agent, batch, trained, bf16):
+        vectors = compare(agent, batch, trained, bf16)
+        compared.append((batch, bf16, {name: vector.flatten().double() for name, vector in vectors.items()}))
+        for weight, expected in zip(agent.encoder.parameters(), agent_at_end.encoder.parameters(), strict=True):
+            assert torch.equal(weight, expected)
+        critics, actor, *_ = sdsac_atari.gradients(agent, batch, trained)
+        sizes = [len(vectors[name]) for name in rounding.PARTS]
+        assert sizes == [8224, 32832, 36928, 1606144, 2 * 4 * 513, sum(map(torch.numel, critics)), 4 * 513]
+        for name, parts in (("convolution 2", critics[2:4]), ("critics' heads", critics[8:]), ("actor's head", actor)):
+            assert torch.equal(vectors[name], torch.cat([part.flatten() for part in parts]))
+        assert torch.equal(vectors["advantages"], vectors["Q"] - vectors["Q"].mean(1, keepdim=True))
+        return vectors
+
+    monkeypatch.setattr(rounding, "gradients_and_values", gradients_and_values)
+    stray, table = run_dir / "replay" / "of a checkpoint that is being written", tmp_path / "table.csv"
+    stray.touch()
+    rounding.main(rounding.Args((run_dir,), window=400, batches=5, csv=table))
+    assert stray.exists()
+    assert [bf16 for _, bf16, _ in compared] == [True, False] * 5
+    for (batch, _, halved), (same, _, exact) in zip(compared[::2], compared[1::2], strict=True):
+        assert batch is same
+        for name in rounding.PARTS + rounding.VALUES:
+            assert 0 < (halved[name] - exact[name]).norm() < 0.5 * exact[name].norm()
+    assert not torch.equal(compared[1][0].observations, compared[3][0].observations)
+
+    rows = list(csv.DictReader(table.open()))
+    assert [row["part"] for row in rows] == [*rounding.PARTS, *rounding.VALUES]
+    for row in rows:
+        exact = torch.stack([vectors[row["part"]] for _, bf16, vectors in compared if not bf16])  # (5, N)
+        errors = torch.stack([vectors[row["part"]] for _, bf16, vectors in compared if bf16]) - exact
+        typical = exact.square().sum(1).mean().sqrt()
+        expected = {"rounding": errors.square().sum(1).mean().sqrt() / typical}
+        if row["part"] in rounding.PARTS:
+            for name, of in (("common", exact), ("systematic", errors)):
+                products = of @ of.T
+                pairs = (products.sum() - products.trace()) / 20  # the mean product of two different batches'
+                expected[name] = pairs.clamp(min=0).sqrt() / typical
+        for name in ("rounding", "common", "systematic"):
+            assert float(row[name] or "nan") == pytest.approx(float(expected.get(name, "nan")), abs=1e-6, nan_ok=True)
 
 
 def test_first_filters_sum_to_zero_and_are_the_weights_otherwise(monkeypatch):
