@@ -10,7 +10,8 @@ As shares of the root mean square of |g32|:
 - common: |mean g32|, what of the gradient stays when batches are averaged; all else is the draw of the batch;
 - systematic: |mean (g16 - g32)|, what of the rounding stays when batches are averaged.
 
-The last two are corrected for the few batches that they are means of, and 0 where these show nothing. Q, of all actions
+The last two are corrected for the few batches that they are means of, and 0 where these show nothing. Rounding and
+systematic are also measured with the background left in the pixels, as it was up to commit 0801ce1. Q, of all actions
 at a batch's observations, is the mean of the twins, and advantages are Q less its mean over the actions; they have a
 rounding only. Without AVX-512 BF16 it takes minutes more. Runs of study scripts that change the networks cannot be
 loaded, or, with plain_filters.py, are taken for the script's.
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import plain_filters
 import saved_runs
 import torch
 import tyro
@@ -28,6 +30,8 @@ from torch import Tensor
 
 PARTS = ("convolution 1", "convolution 2", "convolution 3", "features", "critics' heads", "critics", "actor's head")
 VALUES = ("Q", "advantages")
+COLUMNS = ("rounding", "common", "systematic", "rounding with background", "systematic with background")
+ENCODER = script.Encoder
 
 
 @dataclass
@@ -36,7 +40,7 @@ class Args:
     """directories of runs, each with a checkpoint"""
     window: int = 60_000
     """transitions, the latest ones of the replay buffer"""
-    batches: int = 400
+    batches: int = 200
     """batches, of the size that the run had, whose gradients are compared"""
     csv: Path = Path(__file__).parent / "results" / "rounding.csv"
     """where the table goes"""
@@ -62,10 +66,10 @@ class Norms:
 
 
 def gradients_and_values(
-    agent: script.Agent, batch: script.Batch, trained: script.Args, bf16: bool
+    agent: script.Agent, batch: script.Batch, trained: script.Args, bf16: bool, encoder: type[script.Encoder]
 ) -> dict[str, Tensor]:
-    """A vector for each of PARTS and VALUES."""
-    script.BF16["cpu"] = bf16
+    """A vector for each of PARTS and VALUES, with the pixels as `encoder` has them."""
+    script.BF16["cpu"], agent.encoder.scale, script.Encoder = bf16, encoder.scale, encoder
     critics, actor, *_ = script.gradients(agent, batch, trained)
     layers = [torch.cat([gradient.flatten() for gradient in critics[i : i + 2]]) for i in range(0, len(critics), 2)]
     heads = torch.cat(layers[4:])  # of both twins
@@ -81,19 +85,24 @@ def measure(run_dir: Path, args: Args) -> list[dict]:
     """A row per part of the networks."""
     agent, trained, buffer, columns = saved_runs.load(run_dir, args.window)
     buffer.rng, buffer.random_shift = np.random.default_rng(0), trained.random_shift
-    exact, errors = ({name: Norms() for name in PARTS + VALUES} for _ in range(2))
+    exact, errors, with_background = ({name: Norms() for name in PARTS + VALUES} for _ in range(3))
     for _ in range(args.batches):
         batch = buffer.sample(trained.batch_size)
-        g16, g32 = (gradients_and_values(agent, batch, trained, bf16) for bf16 in (True, False))
+        g32 = gradients_and_values(agent, batch, trained, False, ENCODER)
+        g16 = gradients_and_values(agent, batch, trained, True, ENCODER)
+        g16_with_background = gradients_and_values(agent, batch, trained, True, plain_filters.Encoder)
         for name in PARTS + VALUES:
             exact[name].add(g32[name])
             errors[name].add(g16[name] - g32[name])
+            with_background[name].add(g16_with_background[name] - g32[name])
     rows = []
     for name in PARTS + VALUES:
         typical = exact[name].typical()
-        rows.append(columns | {"part": name, "rounding": errors[name].typical() / typical})
+        row = {"rounding": errors[name].typical(), "rounding with background": with_background[name].typical()}
         if name in PARTS:
-            rows[-1] |= {"common": exact[name].of_mean() / typical, "systematic": errors[name].of_mean() / typical}
+            row |= {"common": exact[name].of_mean(), "systematic": errors[name].of_mean()}
+            row["systematic with background"] = with_background[name].of_mean()
+        rows.append(columns | {"part": name} | {column: row[column] / typical for column in COLUMNS if column in row})
     return rows
 
 
@@ -102,9 +111,9 @@ def main(args: Args) -> None:
     rows = []
     for run_dir in args.runs:
         measured = measure(run_dir, args)
-        print(f"{measured[0]['run']}, step {measured[0]['step']:,}: rounding, common, systematic")
+        print(f"{measured[0]['run']}, step {measured[0]['step']:,}: {', '.join(COLUMNS)}")
         for row in measured:
-            shown = [f"{row[name]:9.5f}" for name in ("rounding", "common", "systematic") if name in row]
+            shown = [f"{row[column]:9.5f}" if column in row else " " * 9 for column in COLUMNS]
             print(f"{row['part']:>14} {' '.join(shown)}", flush=True)
             rows.append({name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()})
     saved_runs.write_table(args.csv, rows)
