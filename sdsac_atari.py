@@ -310,25 +310,16 @@ class Encoder(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.layers.to(memory_format=torch.channels_last)  # as `scale` lays out the pixels
 
-    @classmethod
-    def scale(cls, observations: Tensor) -> Tensor:
-        """Contiguous uint8 (B, 4, 84, 84) -> (pixel - background) / 255, in [-1, 1], in blocks of 4 x 4 pixels
-        (B, 64, 21, 21); what `update` passes through several networks it scales once.
-
-        The first filters do not see a background, whatever grey it has; but in bfloat16 what they do see is rounded
-        away beside it.
+    @staticmethod
+    def scale(observations: Tensor) -> Tensor:
+        """Contiguous uint8 (B, 4, 84, 84) -> [0, 1], in blocks of 4 x 4 pixels (B, 64, 21, 21); what `update` passes
+        through several networks it scales once.
         """
         dtype = torch.bfloat16 if BF16.get(observations.device.type, False) else torch.float32
         # Observations are flat where the type changes, or the compiler may have chosen an order of its own
         words = observations.flatten(1).view(torch.int32)  # four pixels each; bytes are slow to move
         blocks = words.view(len(observations), -1, 21, 4, 21).permute(0, 2, 4, 1, 3).flatten(1).view(torch.uint8)
-        pixels = blocks.to(dtype).sub_(cls.background(blocks)).div_(255)
-        return pixels.view(-1, 21, 21, 64).permute(0, 3, 1, 2)
-
-    @staticmethod
-    def background(blocks: Tensor) -> Tensor:
-        """The median of the newest frame's last pixels of blocks: (B, 21 * 21 * 64) uint8 -> (B, 1)."""
-        return blocks[:, 63::64].median(1, keepdim=True).values
+        return blocks.to(dtype).div_(255).view(-1, 21, 21, 64).permute(0, 3, 1, 2)
 
     def forward(self, observations: Tensor) -> Tensor:
         pixels = self.scale(observations) if observations.dtype == torch.uint8 else observations

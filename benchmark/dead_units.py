@@ -38,7 +38,7 @@ class Args:
 @torch.no_grad()
 def dead_units(encoder: script.Encoder, observations: Tensor) -> list[int]:
     """The numbers of units that are not above zero in any of `observations`, a number per rectifier."""
-    numbers, values = [], encoder.scale(observations)
+    numbers, values = [], script.Encoder.scale(observations)
     with torch.autocast("cpu", torch.bfloat16, enabled=values.dtype == torch.bfloat16):
         for layer in encoder.layers:
             values = layer(values)
@@ -51,7 +51,6 @@ def measure(run_dir: Path, args: Args) -> dict:
     """A row of the table."""
     agent, _, buffer, row = saved_runs.load(run_dir, args.window)
     if run_dir.name.split("__")[1] in args.plain:
-        agent.encoder.__class__ = plain_filters.Encoder
         agent.encoder.layers[0].__class__ = plain_filters.BlockConv2d
     buffer.rng = np.random.default_rng(0)
     numbers = dead_units(agent.encoder, buffer.sample(args.samples).observations)

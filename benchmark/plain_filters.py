@@ -1,5 +1,4 @@
-"""sdsac_atari.py with plain first filters, whose sums may be anything, on the pixels as they are: a plain background
-drives them. Flags as there.
+"""sdsac_atari.py with plain first filters, whose sums may be anything: a plain background drives them. Flags as there.
 
 python benchmark/plain_filters.py --env-id PongNoFrameskip-v4 --total-timesteps 400000
 """
@@ -8,7 +7,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,13 +26,7 @@ class BlockConv2d(script.BlockConv2d):
         return F.conv2d(blocks, weight, self.bias)
 
 
-class Encoder(script.Encoder):
-    @staticmethod
-    def background(blocks: Tensor) -> Tensor:
-        return torch.zeros_like(blocks[:, :1])
-
-
 if __name__ == "__main__":
-    script.BlockConv2d, script.Encoder = BlockConv2d, Encoder
+    script.BlockConv2d = BlockConv2d
     script.Args = Args
     script.main()

@@ -11,7 +11,7 @@ As shares of the root mean square of |g32|:
 - systematic: |mean (g16 - g32)|, what of the rounding stays when batches are averaged.
 
 The last two are corrected for the few batches that they are means of, and 0 where these show nothing. Rounding and
-systematic are also measured with the background left in the pixels, as it was up to commit 0801ce1. Q, of all actions
+systematic are also measured with the background taken off the pixels, as less_background.py does. Q, of all actions
 at a batch's observations, is the mean of the twins, and advantages are Q less its mean over the actions; they have a
 rounding only. Without AVX-512 BF16 it takes minutes more. Runs of study scripts that change the networks cannot be
 loaded, or, with plain_filters.py, are taken for the script's.
@@ -20,8 +20,8 @@ loaded, or, with plain_filters.py, are taken for the script's.
 from dataclasses import dataclass
 from pathlib import Path
 
+import less_background
 import numpy as np
-import plain_filters
 import saved_runs
 import torch
 import tyro
@@ -30,7 +30,7 @@ from torch import Tensor
 
 PARTS = ("convolution 1", "convolution 2", "convolution 3", "features", "critics' heads", "critics", "actor's head")
 VALUES = ("Q", "advantages")
-COLUMNS = ("rounding", "common", "systematic", "rounding with background", "systematic with background")
+COLUMNS = ("rounding", "common", "systematic", "rounding less background", "systematic less background")
 ENCODER = script.Encoder
 
 
@@ -85,23 +85,23 @@ def measure(run_dir: Path, args: Args) -> list[dict]:
     """A row per part of the networks."""
     agent, trained, buffer, columns = saved_runs.load(run_dir, args.window)
     buffer.rng, buffer.random_shift = np.random.default_rng(0), trained.random_shift
-    exact, errors, with_background = ({name: Norms() for name in PARTS + VALUES} for _ in range(3))
+    exact, errors, less_background_errors = ({name: Norms() for name in PARTS + VALUES} for _ in range(3))
     for _ in range(args.batches):
         batch = buffer.sample(trained.batch_size)
         g32 = gradients_and_values(agent, batch, trained, False, ENCODER)
         g16 = gradients_and_values(agent, batch, trained, True, ENCODER)
-        g16_with_background = gradients_and_values(agent, batch, trained, True, plain_filters.Encoder)
+        g16_less_background = gradients_and_values(agent, batch, trained, True, less_background.Encoder)
         for name in PARTS + VALUES:
             exact[name].add(g32[name])
             errors[name].add(g16[name] - g32[name])
-            with_background[name].add(g16_with_background[name] - g32[name])
+            less_background_errors[name].add(g16_less_background[name] - g32[name])
     rows = []
     for name in PARTS + VALUES:
         typical = exact[name].typical()
-        row = {"rounding": errors[name].typical(), "rounding with background": with_background[name].typical()}
+        row = {"rounding": errors[name].typical(), "rounding less background": less_background_errors[name].typical()}
         if name in PARTS:
             row |= {"common": exact[name].of_mean(), "systematic": errors[name].of_mean()}
-            row["systematic with background"] = with_background[name].of_mean()
+            row["systematic less background"] = less_background_errors[name].of_mean()
         rows.append(columns | {"part": name} | {column: row[column] / typical for column in COLUMNS if column in row})
     return rows
 

@@ -22,6 +22,7 @@ from benchmark import (
     decoupled_entropy,
     generalisation,
     hidden_heads,
+    less_background,
     plain_filters,
     rounding,
     shift_kinds,
@@ -354,7 +355,7 @@ def test_rounding_compares_gradients_of_the_same_batches(monkeypatch, tmp_path):
     stray.touch()
     rounding.main(rounding.Args((run_dir,), window=400, batches=5, csv=table))
     assert stray.exists()
-    kinds = [(False, False), (True, False), (True, True)]  # bfloat16, background
+    kinds = [(False, False), (True, False), (True, True)]  # bfloat16, less background
     assert [kind for _, kind, _ in compared] == kinds * 5
     for (batch, _, exact), *halved in zip(compared[::3], compared[1::3], compared[2::3], strict=True):
         for same, _, vectors in halved:
@@ -371,7 +372,7 @@ def test_rounding_compares_gradients_of_the_same_batches(monkeypatch, tmp_path):
         exact = of[False, False]  # (5, N)
         typical = exact.square().sum(1).mean().sqrt()
         expected = dict.fromkeys(rounding.COLUMNS, torch.nan)
-        for end, errors in (("", of[True, False] - exact), (" with background", of[True, True] - exact)):
+        for end, errors in (("", of[True, False] - exact), (" less background", of[True, True] - exact)):
             expected["rounding" + end] = errors.square().sum(1).mean().sqrt() / typical
             if row["part"] in rounding.PARTS:
                 for name, vectors in (("systematic" + end, errors), ("common", exact)):
@@ -401,7 +402,7 @@ def test_first_filters_sum_to_zero_and_are_the_weights_otherwise(monkeypatch):
     torch.testing.assert_close(layer(sdsac_atari.Encoder.scale(grey)), at_bias, rtol=0, atol=1e-5)
 
 
-def test_a_background_costs_no_digits(monkeypatch):
+def test_less_background_costs_no_digits(monkeypatch):
     """Pixels with their background, or less another's, an oldest frame's or a mean: in bfloat16 the gradient of the
     first filters, which do not see it, would be rounded away beside it."""
     torch.manual_seed(1)
@@ -410,10 +411,10 @@ def test_a_background_costs_no_digits(monkeypatch):
     frames[:, :, 30:50, 20:40] = torch.randint(50, (64, 4, 20, 20), dtype=torch.uint8)  # what moves
     on_grey = frames + greys[:, None, None, None]
     monkeypatch.setitem(sdsac_atari.BF16, "cpu", True)
-    assert torch.equal(sdsac_atari.Encoder.scale(on_grey), sdsac_atari.Encoder.scale(frames))
-    assert sdsac_atari.Encoder.scale(on_grey).abs().max() < 50 / 255
+    assert torch.equal(less_background.Encoder.scale(on_grey), less_background.Encoder.scale(frames))
+    assert less_background.Encoder.scale(on_grey).abs().max() < 50 / 255
     on_grey[:8, :3] = 0
-    blocks = sdsac_atari.Encoder.scale(on_grey)
+    blocks = less_background.Encoder.scale(on_grey)
     values = blocks.permute(0, 2, 3, 1).view(64, 21, 21, 4, 4, 4).permute(0, 3, 1, 4, 2, 5).reshape(64, 4, 84, 84)
     above = (on_grey.float() - greys.float()[:, None, None, None]).bfloat16() / 255
     assert torch.equal(values, above)
@@ -427,9 +428,9 @@ def test_a_background_costs_no_digits(monkeypatch):
         )[0]
 
     exact = gradient(sdsac_atari.Encoder, False)
-    kinds = sdsac_atari.Encoder, plain_filters.Encoder  # the latter with its background
+    kinds = less_background.Encoder, sdsac_atari.Encoder
     rounding = [((gradient(kind, True) - exact).norm() / exact.norm()).item() for kind in kinds]
-    assert (gradient(plain_filters.Encoder, False) - exact).norm() < 0.01 * exact.norm()
+    assert (gradient(less_background.Encoder, False) - exact).norm() < 0.01 * exact.norm()
     assert rounding[0] < 0.15 < 0.2 < rounding[1]
 
 
@@ -449,7 +450,7 @@ def test_plain_filters_are_the_weights(monkeypatch):
     layer = plain_filters.BlockConv2d(4, 32, 8, stride=4)
     frames = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8)
     expected = F.conv2d(frames / 255, layer.weight, layer.bias, stride=4)
-    torch.testing.assert_close(layer(plain_filters.Encoder.scale(frames)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(layer(sdsac_atari.Encoder.scale(frames)), expected, rtol=0, atol=1e-5)
 
 
 def test_dead_units_are_above_zero_in_no_state_and_nowhere_on_the_screen(monkeypatch):
