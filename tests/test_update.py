@@ -342,6 +342,12 @@ def test_rounding_compares_gradients_of_the_same_batches(monkeypatch, tmp_path):
         compared.append((batch, kind, {name: vector.flatten().double() for name, vector in vectors.items()}))
         for weight, expected in zip(agent.encoder.parameters(), agent_at_end.encoder.parameters(), strict=True):
             assert torch.equal(weight, expected)
+        assert sdsac_atari.BF16["cpu"] == bf16
+        assert len(batch.actions) == trained.batch_size
+        with torch.no_grad():
+            features = agent.encoder(encoder.scale(batch.observations))
+            q = (agent.qf1.head(features) + agent.qf2.head(features)) / 2
+        assert torch.equal(vectors["Q"], q)
         critics, actor, *_ = sdsac_atari.gradients(agent, batch, trained)
         sizes = [len(vectors[name]) for name in rounding.PARTS]
         assert sizes == [8224, 32832, 36928, 1606144, 2 * 6 * 513, sum(map(torch.numel, critics)), 6 * 513]
