@@ -11,10 +11,11 @@ As shares of the root mean square of |g32|:
 - systematic: |mean (g16 - g32)|, what of the rounding stays when batches are averaged.
 
 The last two are corrected for the few batches that they are means of, and 0 where these show nothing. Rounding and
-systematic are also measured with the background taken off the pixels, as less_background.py does. Q, of all actions
-at a batch's observations, is the mean of the twins, and advantages are Q less its mean over the actions; they have a
-rounding only. Without AVX-512 BF16 it takes minutes more. Runs of study scripts that change the networks cannot be
-loaded, or, with plain_filters.py, are taken for the script's.
+systematic are also measured with the background taken off the pixels for g16, as less_background.py does. Q, of all
+actions at a batch's observations, is the mean of the twins, and advantages are Q less its mean over the actions; they
+have a rounding only. --batches must be 2 or more. Without AVX-512 BF16 it takes minutes more. Runs of study scripts
+that change the networks cannot be loaded, or, with plain_filters.py, are taken for the script's; those of scripts that
+change the losses are measured with the script's.
 """
 
 from dataclasses import dataclass

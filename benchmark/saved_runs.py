@@ -20,8 +20,8 @@ def require_replay(runs: Iterable[Path]) -> None:
 
 def load(run_dir: Path, window: int) -> tuple[script.Agent, script.Args, script.ReplayBuffer, dict]:
     """The last checkpoint of a run, which may be under way if it writes none just then: the agent, the flags it was
-    trained with, the latest `window` transitions of its replay buffer, which samples without shifts, and the first
-    columns of a table's row.
+    trained with, less a study's own, the latest `window` transitions of its replay buffer, which samples without
+    shifts, and the first columns of a table's row. From then on `script.keep_only` does nothing in this process.
     """
     saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
     known = {field.name for field in fields(script.Args)}  # a study's own flags are not

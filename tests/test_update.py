@@ -326,8 +326,9 @@ def test_generalisation_measures_the_latest_replayed_transitions_and_new_ones(mo
 
 
 def test_rounding_compares_gradients_of_the_same_batches(monkeypatch, tmp_path):
-    """A batch or weights that the two formats do not share, one batch for all, a format that is not set, gradients of
-    other layers than the table says, a mean that keeps the scatter of a few batches, a run that loses files."""
+    """A batch or weights that the two formats do not share, one batch for all, old transitions, a format that is not
+    set, gradients of other layers than the table says, a mean that keeps the scatter of a few batches, a run that loses
+    files."""
     monkeypatch.chdir(tmp_path)
     for name in ("keep_only", "Encoder"):  # which are patched
         monkeypatch.setattr(sdsac_atari, name, getattr(sdsac_atari, name))
@@ -359,8 +360,12 @@ def test_rounding_compares_gradients_of_the_same_batches(monkeypatch, tmp_path):
     monkeypatch.setattr(rounding, "gradients_and_values", gradients_and_values)
     stray, table = run_dir / "replay" / "of a checkpoint that is being written", tmp_path / "table.csv"
     stray.touch()
-    rounding.main(rounding.Args((run_dir,), window=400, batches=5, csv=table))
+    rounding.main(rounding.Args((run_dir,), window=64, batches=5, csv=table))
     assert stray.exists()
+    saved = [np.load(path) for path in (run_dir / "replay").glob("*.npz")]
+    stored = np.concatenate([part["entropies"] for part in sorted(saved, key=lambda part: part["steps"][0])])
+    drawn = torch.cat([batch.old_entropies for batch, *_ in compared]).numpy()
+    assert np.isin(drawn, stored[-32:]).all()  # of two environments
     kinds = [(False, False), (True, False), (True, True)]  # bfloat16, less background
     assert [kind for _, kind, _ in compared] == kinds * 5
     for (batch, _, exact), *halved in zip(compared[::3], compared[1::3], compared[2::3], strict=True):
